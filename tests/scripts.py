@@ -1,0 +1,96 @@
+"""The scripts under test: loaded as modules for their pure rules, run as processes for their behaviour."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parent.parent
+SHARED = REPO.parent / "shared"
+EVAL = REPO / "llama-eval.py"
+SIMULATOR = REPO / "llama-server-simulator.py"
+DEADLINE = 60.0
+
+
+def load(path: Path) -> Any:
+    """The script at `path` as a module; its name has a dash, which `import` cannot say."""
+    name = path.stem.replace("-", "_")
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec
+        assert spec.loader
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def run_eval(
+    *args: object, cwd: Path, env: dict[str, str] | None = None, timeout: float = DEADLINE
+) -> subprocess.CompletedProcess[str]:
+    """`llama-eval.py` with `args` run to its end in the folder `cwd`; `env` is added to the environment."""
+    command = [sys.executable, str(EVAL), *map(str, args)]
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=timeout,
+        check=False,
+    )
+
+
+def completion(content: str | None, **more: Any) -> dict[str, Any]:
+    """The least that a chat completion can be."""
+    return {"choices": [{"message": {"role": "assistant", "content": content}, "finish_reason": "stop"}], **more}
+
+
+class FakeServer:
+    """A real HTTP server on a free port; `reply(method, path, body)` gives a status and the payload to send.
+
+    Bytes are sent as they are, anything else as JSON. Every request is kept in `requests`, as
+    (method, path, headers, body).
+    """
+
+    def __init__(self, reply: Callable[[str, str, Any], tuple[int, Any]]) -> None:
+        self.requests: list[tuple[str, str, dict[str, str], Any]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            wbufsize = 1 << 16  # a reply in one piece
+
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                parsed = json.loads(body) if body else None
+                outer.requests.append((self.command, self.path, dict(self.headers), parsed))
+                status, payload = reply(self.command, self.path, parsed)
+                data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = answer  # noqa: N815 - the names that http.server looks for
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def prompts(self) -> list[Any]:
+        """The bodies of the chat completion requests."""
+        return [body for method, path, _, body in self.requests if path.endswith("/chat/completions")]
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
