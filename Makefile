@@ -1,13 +1,14 @@
 # Each target makes .venv and installs what it needs; PYTHON chooses the interpreter that makes it.
 
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 MAKEFLAGS += --no-print-directory
+.NOTPARALLEL:
 
 .PHONY: demo test check bench clean
 
-demo: $(VENV)/run-time ## a first run: simulator and evaluation on the practice set, no network data needed
+demo: $(VENV)/run-time
 	$(BIN)/python llama-eval.py --simulate 0.8 --dataset practice --threads 4 --output demo.json --overwrite
 
 test: $(VENV)/development
@@ -24,12 +25,16 @@ bench: $(VENV)/run-time
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(VENV)/run-time: requirements.txt
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(1)
 	touch $@
+endef
+
+$(VENV)/run-time: requirements.txt
+	$(call install,requirements.txt)
 
 $(VENV)/development: requirements.txt requirements-dev.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	touch $@ $(VENV)/run-time
+	$(call install,requirements-dev.txt)
+	touch $(VENV)/run-time

@@ -187,6 +187,8 @@ def log(line: str) -> None:
 # ---- answers ---------------------------------------------------------------------------------------
 
 DEGREES = re.compile(r"(?:\^?\{?\\circ\}?|°|\\degree)$")
+WRAPPED = re.compile(r"^\\(?:text|mathrm|mathbf|textbf|boxed)\{(.*)\}$")
+ZERO_DECIMALS = re.compile(r"\.0*$")
 # A thousand digits are more than any answer has and fewer than int() refuses to read.
 INTEGER = re.compile(r"[+-]?(?:[0-9]{1,1000}|[0-9]{1,3}(?:,[0-9]{3}){1,300})")
 
@@ -200,9 +202,9 @@ def canonical_answer(raw: object) -> str | None:
         return None
     if isinstance(raw, float):
         return str(int(raw)) if raw.is_integer() else None
-    text = raw if isinstance(raw, str) else str(raw)
-    text = text.strip().strip("$").replace("{,}", ",").replace("\N{MINUS SIGN}", "-")
-    text = DEGREES.sub("", text.strip()).strip()
+    text = str(raw)
+    text = WRAPPED.sub(r"\1", text.strip().strip("$").strip()).replace("{,}", ",").replace("\N{MINUS SIGN}", "-")
+    text = ZERO_DECIMALS.sub("", DEGREES.sub("", text).strip())
     return str(int(text.replace(",", ""))) if INTEGER.fullmatch(text) else None
 
 
@@ -223,7 +225,7 @@ def parse_datasets(text: str) -> list[str]:
     """The names in a comma-separated `--dataset`; raises UsageError for one that cannot be a dataset."""
     names = [name.strip() for name in text.split(",")]
     for name in names:
-        known = name in ("aime", "aime2025", "practice") or name.endswith(".jsonl")
+        known = name in ("aime", "aime2025", "practice") or is_file_name(name)
         if not known and (not HUB_NAME.fullmatch(name) or os.path.exists(name)):
             raise UsageError(f"unknown dataset {quoted(name)}; known are {KNOWN_DATASETS}")
     titles = Counter(dataset_title(name) for name in names)
@@ -235,7 +237,12 @@ def parse_datasets(text: str) -> list[str]:
 
 def dataset_title(name: str) -> str:
     """What a dataset is called in question names: a file by its stem, so that its folder does not matter."""
-    return Path(name).stem if name.endswith(".jsonl") else name
+    return Path(name).stem if is_file_name(name) else name
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a dataset is named by its file: by the usual ending, or because there is such a file."""
+    return name.endswith(".jsonl") or os.path.isfile(name)
 
 
 def load_datasets(names: Sequence[str], split: str) -> list[Question]:
@@ -266,7 +273,7 @@ def dataset_rows(name: str, split: str) -> Iterator[Row]:
         return aime2025_rows()
     if name == "practice":
         return jsonl_rows(PRACTICE)
-    return jsonl_rows(Path(name)) if name.endswith(".jsonl") else hub_rows(name, None, split)
+    return jsonl_rows(Path(name)) if is_file_name(name) else hub_rows(name, None, split)
 
 
 def read_question(title: str, number: int, where: str, fields: Mapping[str, Any]) -> Question:
@@ -1231,7 +1238,7 @@ def banner(url: str, rate: float, questions: Sequence[Question]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: sys.exit(0))
+        signal.signal(number, lambda *_: os._exit(0))  # at once: unwinding makes the threads at work complain
     try:
         options = build_parser().parse_args(argv)
         questions = load_datasets(parse_datasets(options.dataset), options.dataset_split)

@@ -14,8 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from scripts import SHARED, SIMULATOR, FakeServer
+
+# Examples take as long as the machine needs: some write files, and the suite also runs under load.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 START_SECONDS = 60
 STOP_SECONDS = 20

@@ -1,0 +1,99 @@
+"""The documents, the requirements and the scripts say the same thing."""
+
+import re
+
+import pytest
+
+from scripts import EVAL, REPO, SIMULATOR, load
+
+llama_eval = load(EVAL)
+README = (REPO / "README.md").read_text("utf-8")
+SCRIPTS = [EVAL, SIMULATOR]
+
+
+def requirements() -> list[str]:
+    return [line for line in (REPO / "requirements.txt").read_text("utf-8").splitlines() if line]
+
+
+def inline_metadata(script):
+    """The `requires-python` and `dependencies` of a script's PEP 723 block."""
+    block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", script.read_text("utf-8"), re.MULTILINE)
+    assert block
+    toml = "".join(line[2:] for line in block[1].splitlines(keepends=True))
+    return re.search(r'requires-python = "(.*)"', toml)[1], re.findall(r'^ +"(.*)",', toml, re.MULTILINE)
+
+
+def test_requirements_are_the_five_packages_with_lower_bounds():
+    names = [re.fullmatch(r"([\w-]+)>=[\d.]+", line) for line in requirements()]
+    assert [name and name[1] for name in names] == ["requests", "flask", "datasets", "python-Levenshtein", "tqdm"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_the_inline_metadata_of_a_script_holds_the_requirements_that_it_imports(script):
+    python, dependencies = inline_metadata(script)
+    assert python == ">=3.10"
+    assert set(dependencies) <= set(requirements())
+    modules = {"python-Levenshtein": "Levenshtein"}
+    for line in requirements():
+        name = line.split(">=")[0]
+        if re.search(rf"^\s*(?:import|from) {modules.get(name, name)}\b", script.read_text("utf-8"), re.MULTILINE):
+            assert line in dependencies
+
+
+def test_the_evaluator_brings_along_what_its_simulator_needs():
+    assert set(inline_metadata(SIMULATOR)[1]) <= set(inline_metadata(EVAL)[1])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_the_readme_documents_every_option_and_no_other(script):
+    parser = load(script).build_parser()
+    flags = {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")} - {"--help"}
+    section = README.split(f"<!-- options: {script.name} -->")[1].split("<!-- end -->")[0]
+    documented = set(re.findall(r"`(--[\w-]+)", section))
+    assert documented == flags
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_the_readme_gives_the_defaults_that_the_program_has(script):
+    section = README.split(f"<!-- options: {script.name} -->")[1].split("<!-- end -->")[0]
+    parser = load(script).build_parser()
+    documented = dict(re.findall(r"^\| `(--[\w-]+).*\| `([^`|]+)` \|$", section, re.MULTILINE))
+    assert documented
+    for flag, default in documented.items():
+        action = parser._option_string_actions[flag]
+        actual = action.default[0] if isinstance(action.default, list) else action.default
+        assert f"{actual:g}" if isinstance(actual, float) else str(actual) == default, flag
+
+
+def test_every_option_has_a_help_text_or_is_one_of_the_samplers():
+    plain = {"--temperature", "--top-k", "--top-p", "--min-p"}  # the group's title says all there is to say
+    for action in llama_eval.build_parser()._actions:
+        assert action.help or action.option_strings[0] in plain
+
+
+def test_the_exit_codes_in_the_readme_are_those_of_the_program():
+    documented = dict(re.findall(r"^\| `(\d+)` \| (.*) \|$", README.split("## Exit codes")[1], re.MULTILINE))
+    assert set(documented) == {"0", "1", "2", "3", "129", "130", "143"}
+
+
+def test_the_readme_starts_with_the_two_commands():
+    assert README.index("make demo") < README.index("make test") < 3000
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_a_script_says_its_sections_in_their_order(script):
+    text = script.read_text("utf-8")
+    rulers = re.findall(r"^# -{4} (.+?) -+$", text, re.MULTILINE)
+    listed = re.search(r"^Sections: ([^.]+)\.", text, re.MULTILINE)[1]
+    assert " ".join(listed.split()).split(", ") == rulers
+
+
+def test_no_script_imports_another():
+    for script in SCRIPTS:
+        assert not re.search(r"^\s*(?:import|from)\s+(?:llama|tests|scripts)", script.read_text("utf-8"), re.MULTILINE)
+
+
+def test_the_scripts_are_marked_executable_and_start_with_python3():
+    for script in SCRIPTS:
+        assert script.stat().st_mode & 0o100
+        assert script.read_text("utf-8").startswith("#!/usr/bin/env python3\n")

@@ -1,0 +1,235 @@
+"""The state of a run: in memory, on disk, and continued."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scripts import EVAL, load
+
+llama_eval = load(EVAL)
+
+
+def problems(*expected):
+    rows = [llama_eval.Problem(str(i), f"question {i}", e) for i, e in enumerate(expected, 1)]
+    return llama_eval.make_dataset("d", "d.jsonl", rows)
+
+
+def new_run(dataset=None, samples=1, limit=None, **changes):
+    prompt = llama_eval.Prompt("json", "{question}", changes.pop("system", None))
+    sampling = llama_eval.Sampling(**changes)
+    return llama_eval.new_run(dataset or problems("1", "2", "3"), prompt, sampling, samples, limit)
+
+
+def maybe(strategy):
+    return st.none() | strategy
+
+
+texts = st.text(st.characters(exclude_categories=[]))
+responses = st.builds(
+    llama_eval.Response,
+    content=texts,
+    reasoning=texts,
+    finish_reason=maybe(texts),
+    model=maybe(texts),
+    prompt_tokens=maybe(st.integers(0)),
+    completion_tokens=maybe(st.integers(0)),
+    tokens_per_second=maybe(st.floats(allow_nan=False, allow_infinity=False)),
+    seconds=st.floats(0, 1e6),
+)
+grades = st.builds(llama_eval.Grade, st.sampled_from(llama_eval.SCORED), maybe(texts), texts, texts)
+task_states = st.builds(
+    llama_eval.TaskState,
+    status=st.sampled_from(llama_eval.STATUSES),
+    grade=maybe(grades),
+    response=maybe(responses),
+    endpoint=maybe(texts),
+    attempts=st.integers(0),
+    error=maybe(texts),
+    started=maybe(texts),
+    finished=maybe(texts),
+)
+
+
+def plain(value):
+    """What a value is after UTF-8, which has no lone surrogates."""
+    return json.loads(json.dumps(value, default=vars, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+@given(st.lists(task_states, min_size=3, max_size=3))
+def test_a_state_survives_the_disk_whatever_the_model_wrote(tmp_path_factory, results):
+    state = new_run(temperature=0.6, extra_body={"reasoning_effort": "high"})
+    state.task_states = dict(zip(state.task_states, results, strict=True))
+    state.endpoints = [llama_eval.Endpoint("http://localhost:8033", 4, [{"id": "m"}], {"total_slots": 4})]
+    path = tmp_path_factory.mktemp("state") / "run.json"
+    llama_eval.write_atomically(path, llama_eval.state_to_json(state))
+    json.loads(path.read_text("utf-8"), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert plain(vars(llama_eval.load_state(path))) == plain(vars(state))
+
+
+def test_the_file_holds_what_it_takes_to_understand_the_run(tmp_path):
+    path = tmp_path / "run.json"
+    llama_eval.StateFile(path, 10).save(new_run(samples=2))
+    data = json.loads(path.read_text("utf-8"))
+    about = "schema_version id tool created updated dataset model endpoints sampling grader prompt summary"
+    assert set(data) == {*about.split(), "tasks", "task_states"}
+    assert data["dataset"]["name"] == "d"
+    assert data["tasks"][0] == {"id": "d/1#0", "problem": "1", "sample": 0, "question": "question 1", "expected": "1"}
+    assert list(data["task_states"]) == [task["id"] for task in data["tasks"]]
+    assert data["summary"]["counts"]["pending"] == 6
+
+
+def test_tasks_are_in_breadth_first_order():
+    assert [task.id for task in new_run(samples=2, limit=2).tasks] == ["d/1#0", "d/2#0", "d/1#1", "d/2#1"]
+
+
+def test_nothing_is_left_behind_by_a_write_and_the_old_file_survives_a_failed_one(tmp_path):
+    path = tmp_path / "run.json"
+    llama_eval.write_atomically(path, ["old"])
+
+    def pieces():
+        yield "new"
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(llama_eval.StateError, match="No space left"):
+        llama_eval.write_atomically(path, pieces())
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_goes_through_a_link_to_the_file_behind_it(tmp_path):
+    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "link.json").symlink_to("real.json")
+    llama_eval.write_atomically(tmp_path / "link.json", ["new"])
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "real.json").read_text() == "new"
+
+
+def test_dumps_are_spaced_by_the_interval(tmp_path):
+    file, state = llama_eval.StateFile(tmp_path / "run.json", 3600), new_run()
+    file.record(state, state.tasks[0])
+    written = file.path.stat().st_mtime_ns
+    state.model = "later"
+    file.record(state, state.tasks[0])
+    assert file.path.stat().st_mtime_ns == written
+    file.save(state)
+    assert llama_eval.load_state(file.path).model == "later"
+
+
+def test_what_is_done_stays_done_and_what_failed_is_open():
+    previous = new_run(problems("1", "2", "3", "4"))
+    ids = list(previous.task_states)
+    for task_id, status in zip(ids, ("correct", "truncated", "error", "ungraded"), strict=True):
+        previous.task_states[task_id] = llama_eval.TaskState(status)
+    state = llama_eval.continue_run(previous, new_run(problems("1", "2", "3", "4")))
+    assert [task.id for task in state.open_tasks()] == ids[2:]
+    assert state.id == previous.id
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"dataset": problems("1", "2", "4")}, "sha256"),
+        ({"temperature": 0.6}, "temperature was null, is now 0.6"),
+        ({"seed": 1}, "seed"),
+        ({"system": "Be brief."}, "prompt system"),
+        ({"extra_body": {"a": 1}}, "extra_body"),
+    ],
+)
+def test_a_resume_with_other_settings_is_refused_and_they_are_listed(changes, named):
+    with pytest.raises(llama_eval.StateError, match="cannot resume with other settings") as error:
+        llama_eval.continue_run(new_run(), new_run(**changes))
+    assert named in str(error.value)
+
+
+def test_a_resume_may_add_samples_and_problems_but_not_drop_them():
+    larger = llama_eval.continue_run(new_run(samples=2, limit=2), new_run(samples=4))
+    assert len(larger.open_tasks()) == 12
+    with pytest.raises(llama_eval.StateError, match="2 tasks of the run would be left out"):
+        llama_eval.continue_run(new_run(samples=2, limit=2), new_run(samples=1, limit=2))
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "not JSON"),
+        ("\x00\xff", "not JSON"),
+        ("[]", "no schema_version"),
+        ('{"answer": 1}', "no schema_version"),
+        ('{"schema_version": 99}', "written by a newer llama-eval .schema 99; this is 1"),
+        ('{"schema_version": 1}', "KeyError"),
+        ('{"schema_version": 1, "tasks": [{"id": 1}]}', "TypeError"),
+        ('{"schema_version": 1, "tasks": 5}', "TypeError"),
+        ('{"schema_version": 0}', "no schema_version"),
+        ('{"schema_version": true}', "no schema_version"),
+    ],
+)
+def test_a_file_that_is_no_state_is_refused(tmp_path, text, complaint):
+    path = tmp_path / "run.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(llama_eval.StateError, match=complaint):
+        llama_eval.load_state(path)
+
+
+def test_an_unknown_status_is_refused(tmp_path):
+    path = tmp_path / "run.json"
+    llama_eval.StateFile(path, 0).save(new_run())
+    path.write_text(path.read_text("utf-8").replace('"status": "pending"', '"status": "fine"', 1), "utf-8")
+    with pytest.raises(llama_eval.StateError, match="unknown status 'fine'"):
+        llama_eval.load_state(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "resume", "overwrite", "complaint"),
+    [
+        ("folder", False, False, "not a file"),
+        ("/dev/null", False, True, "not a file"),
+        ("gone/run.json", False, False, "folder of the output .* does not exist"),
+        ("old.json", False, False, "exists: add --resume"),
+        ("new.json", True, False, "there is no .* to resume"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused(tmp_path, name, resume, overwrite, complaint):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "old.json").touch()
+    with pytest.raises(llama_eval.StateError, match=complaint):
+        llama_eval.check_output(tmp_path / Path(name), resume, overwrite)
+
+
+@pytest.mark.parametrize("damage", [{"dataset": "x"}, {"dataset": {}}, {"tasks": []}, {"prompt": {}}, {"endpoints": 5}])
+def test_a_state_with_a_damaged_part_is_refused(tmp_path, damage):
+    path = tmp_path / "run.json"
+    llama_eval.StateFile(path, 0).save(new_run())
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **damage}), "utf-8")
+    with pytest.raises(llama_eval.StateError, match="is not a state of llama-eval"):
+        llama_eval.load_state(path)
+
+
+def test_a_model_that_is_named_must_be_the_one_of_the_run():
+    previous, new = new_run(), new_run()
+    previous.model = "q8"
+    assert llama_eval.continue_run(previous, new_run()).model == "q8"
+    new.model = "q4"
+    with pytest.raises(llama_eval.StateError, match='model was "q8", is now "q4"'):
+        llama_eval.continue_run(previous, new)
+
+
+def test_a_state_keeps_its_permissions(tmp_path):
+    path = tmp_path / "run.json"
+    path.touch(0o600)
+    llama_eval.write_atomically(path, ["new"])
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_name_as_long_as_names_can_be_can_be_written(tmp_path):
+    path = tmp_path / ("n" * 250 + ".json")
+    llama_eval.write_atomically(path, ["new"])
+    assert path.read_text() == "new"
+
+
+def test_an_output_is_judged_by_the_folder_that_a_link_leads_to(tmp_path):
+    (tmp_path / "link.json").symlink_to(tmp_path / "gone" / "run.json")
+    with pytest.raises(llama_eval.StateError, match=r"folder of the output .* does not exist"):
+        llama_eval.check_output(tmp_path / "link.json", False, False)
