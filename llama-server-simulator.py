@@ -196,13 +196,14 @@ INTEGER = re.compile(r"[+-]?(?:[0-9]{1,1000}|[0-9]{1,3}(?:,[0-9]{3}){1,300})")
 def canonical_answer(raw: object) -> str | None:
     r"""The integer in a dataset's answer field as a plain string, or None if it is not one.
 
-    `336^\circ` is 336 and `025` is 25, as real AIME rows have them; `1,024` is 1024.
+    `336^\circ` is 336 and `025` is 25, as real AIME rows have them; `1,024` is 1024. Of an answer of GSM8K, which
+    shows its work, only what follows the `####` counts.
     """
     if isinstance(raw, bool) or not isinstance(raw, int | float | str):
         return None
     if isinstance(raw, float):
         return str(int(raw)) if raw.is_integer() else None
-    text = str(raw)
+    text = str(raw).rpartition("####")[2]
     text = WRAPPED.sub(r"\1", text.strip().strip("$").strip()).replace("{,}", ",").replace("\N{MINUS SIGN}", "-")
     text = ZERO_DECIMALS.sub("", DEGREES.sub("", text).strip())
     return str(int(text.replace(",", ""))) if INTEGER.fullmatch(text) else None
@@ -216,7 +217,14 @@ def wrong_answer(answer: str) -> str:
 # ---- questions -------------------------------------------------------------------------------------
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
-KNOWN_DATASETS = "aime, aime2025, practice, a FILE.jsonl, or a Hugging Face name org/name"
+# Where the datasets with a name of their own are on the hub: repository, configuration, split.
+HUB_DATASETS = {
+    "aime": ("AI-MO/aimo-validation-aime", None, "train"),
+    "aime2026": ("MathArena/aime_2026", None, "train"),
+    "gsm8k": ("openai/gsm8k", "main", "test"),
+}
+NAMED_DATASETS = ("aime", "aime2025", "aime2026", "gsm8k", "practice")
+KNOWN_DATASETS = f"{', '.join(NAMED_DATASETS)}, a FILE.jsonl, or a Hugging Face name org/name"
 
 Row = tuple[str, Mapping[str, Any]]  # where it stands, for messages, and its fields
 
@@ -225,7 +233,7 @@ def parse_datasets(text: str) -> list[str]:
     """The names in a comma-separated `--dataset`; raises UsageError for one that cannot be a dataset."""
     names = [name.strip() for name in text.split(",")]
     for name in names:
-        known = name in ("aime", "aime2025", "practice") or is_file_name(name)
+        known = name in NAMED_DATASETS or is_file_name(name)
         if not known and (not HUB_NAME.fullmatch(name) or os.path.exists(name)):
             raise UsageError(f"unknown dataset {quoted(name)}; known are {KNOWN_DATASETS}")
     titles = Counter(dataset_title(name) for name in names)
@@ -267,8 +275,8 @@ def load_dataset(name: str, split: str) -> list[Question]:
 
 def dataset_rows(name: str, split: str) -> Iterator[Row]:
     """The rows of one dataset."""
-    if name == "aime":
-        return hub_rows("AI-MO/aimo-validation-aime", None, "train")
+    if name in HUB_DATASETS:
+        return hub_rows(*HUB_DATASETS[name])
     if name == "aime2025":
         return aime2025_rows()
     if name == "practice":
@@ -1218,7 +1226,7 @@ def build_parser() -> Parser:
         "--dataset-split",
         metavar="SPLIT",
         default="train",
-        help="split of the datasets given by their Hugging Face name; aime and aime2025 have only one, "
+        help="split of the datasets given by their Hugging Face name; the others have only one, "
         "which is read whatever this says",
     )
     parser.add_argument("--seed", type=int, default=0, help="decides which questions are answered wrongly")

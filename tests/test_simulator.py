@@ -664,7 +664,7 @@ def complaint_of(*arguments: object) -> tuple[int, str]:
         *((("--success-rate", rate), "from 0 to 1") for rate in ("-0.1", "1.1", "nan", "inf", "most", "")),
         *((("--port", port), "from 0 to 65535") for port in ("-1", "65536", "x", "8O33", "")),
         (("--seed", "x"), "--seed"),
-        (("--dataset", "nope"), "unknown dataset 'nope'; known are aime, aime2025, practice"),
+        (("--dataset", "nope"), "unknown dataset 'nope'; known are aime, aime2025, aime2026, gsm8k, practice"),
         (("--dataset", ""), "unknown dataset ''"),
         (("--dataset", "practice,"), "unknown dataset ''"),
         (("--dataset", "practice,practice"), "dataset 'practice' is named 2 times"),
