@@ -21,6 +21,7 @@ check: $(VENV)/development
 
 bench: $(VENV)/run-time
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/grading.py
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -18,8 +18,9 @@ Every finished task is printed as it completes; the whole run is kept in one JSO
 atomically as the run goes on, from which --resume continues. Exit status: 0 every task graded, 1 could not
 run, 2 bad usage, 3 finished but some tasks have no verdict, 129, 130 and 143 stopped by SIGHUP, Ctrl-C and SIGTERM.
 
-Sections: prompts, vocabulary, errors, answers, graders, datasets, endpoints, preflight, statistics,
-state on disk, processor, console, simulator, evaluation, command line.
+Sections: prompts, vocabulary, errors, numbers and letters, objects and boxes, answers, graders, judge, command
+grader, datasets, endpoints, preflight, statistics, state on disk, processor, console, simulator, evaluation, option
+values, command line.
 """
 
 from __future__ import annotations
@@ -66,18 +67,76 @@ HERE = Path(__file__).resolve().parent
 # ---- prompts --------------------------------------------------------------------------------------------
 
 # One instruction, after the question: models follow what they read last. JSON is the default because a
-# program reads it without guessing; `boxed` is what most published AIME figures were measured with. Neither
-# example can be taken for an answer when a model copies it.
-PROMPTS = {
-    "json": (
-        "{question}\n\n"
+# program reads it without guessing; `schema` leaves room for the steps, which a model held to JSON from its first
+# token could not write otherwise; `boxed` is what most published AIME figures were measured with. No example can
+# be taken for an answer when a model copies it.
+INSTRUCTIONS = {
+    ("integer", "json"): (
         "Think it through step by step. The answer is an integer N. Finish with a line that holds nothing but "
         'this JSON object, with your answer in the place of N: {"answer": N}'
     ),
-    "boxed": (
-        "{question}\n\nThink it through step by step. The answer is an integer. Finish with your answer in \\boxed{}."
+    ("integer", "schema"): (
+        'Reply with nothing but a JSON object like {"reasoning": "...", "answer": N}: '
+        "first think it through step by step, then give your answer, which is an integer, in the place of N."
+    ),
+    ("integer", "boxed"): (
+        "Think it through step by step. The answer is an integer. Finish with your answer in \\boxed{}."
+    ),
+    ("letter", "json"): (
+        "Think it through step by step. Exactly one option is right. Finish with a line that holds nothing but "
+        'this JSON object, with the letter of that option in the place of X: {"answer": "X"}'
+    ),
+    ("letter", "schema"): (
+        'Reply with nothing but a JSON object like {"reasoning": "...", "answer": "X"}: '
+        "first think it through step by step, then give the letter of the one right option in the place of X."
+    ),
+    ("letter", "boxed"): (
+        "Think it through step by step. Exactly one option is right. Finish with its letter in \\boxed{}."
     ),
 }
+ANSWER_FORMATS = ("json", "schema", "boxed")
+
+# The judge is shown no expected answer, so that it can only read what the response says, not wish it right.
+JUDGE_PROMPT = """\
+Below are a question and a response to it. Which answer does the response give as its final one?
+
+<question>
+{question}
+</question>
+
+<response>
+{response}
+</response>
+
+Do not solve the question, and do not correct the response: report its answer even if you think that it is wrong. \
+Reply with nothing but this JSON object: {"answer": "..."}, with {kind} in the place of the dots. Where the \
+response gives no final answer, or leaves several to choose from, reply with {"answer": null}."""
+JUDGED_KINDS = {"integer": "that answer, an integer in digits,", "letter": "the letter of the option that it chooses"}
+JUDGED_LENGTH = 20_000  # characters, the last ones, that a judge is shown of a response: answers stand at the end
+
+
+def object_schema(**properties: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of an object with just these properties, in this order."""
+    names = list(properties)
+    return {"type": "object", "properties": properties, "required": names, "additionalProperties": False}
+
+
+ANSWER_SCHEMAS = {
+    "integer": object_schema(reasoning={"type": "string"}, answer={"type": "integer"}),
+    "letter": object_schema(reasoning={"type": "string"}, answer={"type": "string", "enum": list("ABCDEFGHIJ")}),
+}
+JUDGE_SCHEMA = object_schema(answer={"type": ["string", "null"]})
+
+
+def response_format(schema: dict[str, Any]) -> dict[str, Any]:
+    """The part of a request that has the server hold the response to a JSON schema."""
+    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+
+
+def fill(template: str, **values: str) -> str:
+    """`template` with each {name} replaced; other braces, of which LaTeX and JSON are full, stay as they are."""
+    return re.sub(r"\{(" + "|".join(values) + r")\}", lambda name: values[name[1]], template)
+
 
 # ---- vocabulary -----------------------------------------------------------------------------------------
 
@@ -89,11 +148,16 @@ STATUSES = ("pending", *SCORED, "ungraded", "error")
 
 @dataclass(frozen=True)
 class Problem:
-    """One question of a dataset; `expected` is an integer in canonical form, such as "16" or "-4"."""
+    """One question of a dataset; `expected` is an integer in canonical form, such as "16" or "-4", or a letter.
+
+    A letter is the right option of a multiple choice. Where the options were shuffled, `order` tells how: the
+    first one shown is number order[0] of the dataset's own, counted from 0.
+    """
 
     id: str
     question: str
     expected: str
+    order: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,15 +179,20 @@ class Task:
     sample: int
     question: str
     expected: str
+    order: list[int] | None = None
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """How a question is put: `template` holds {question} once, `system` is a message before it, if any."""
+    """How a question is put: `template` holds {question}, `system` is a message before it, if any.
+
+    `schema` is the JSON schema that the server is asked to hold the response to, if any.
+    """
 
     answer_format: str
     template: str
     system: str | None = None
+    schema: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -155,16 +224,24 @@ class Response:
 
 @dataclass(frozen=True)
 class Grade:
-    """A verdict (one of SCORED), the answer it is about as it was understood, and how that was found.
+    """A verdict, one of SCORED or "ungraded" where the grader itself failed, and how it came about.
 
-    `review` says why a person should look at it, if so.
+    `answer` is the model's answer as it was understood, `method` how it was found, `confident` whether that leaves
+    no doubt; `explanation` and `review`, which says why a person should look at it, are for people. `prompt` is
+    what a judge was asked, `reply` what a judge or a command gave back; `rule` is the grade by the rules of text,
+    where another grader had the last word.
     """
 
     verdict: str
     answer: str | None
     method: str
     grader: str
+    confident: bool = True
+    explanation: str = ""
     review: str | None = None
+    prompt: str | None = None
+    reply: str | None = None
+    rule: Grade | None = None
 
 
 @dataclass(frozen=True)
@@ -183,12 +260,16 @@ class TaskState:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One server: base URL without /v1, its number of threads, and what it said of itself, if anything."""
+    """One server: base URL without /v1, its number of threads, and what it said of itself, if anything.
+
+    `rejects_schema` is set once it has refused a response_format, which it is then not sent any more.
+    """
 
     url: str
     threads: int
     models: list[dict[str, Any]] = field(default_factory=list)
     props: dict[str, Any] | None = None
+    rejects_schema: bool = False
 
 
 @dataclass
@@ -223,6 +304,28 @@ def one_line(text: object, width: int = 160) -> str:
     return folded if len(folded) <= width else folded[: width - 3] + "..."
 
 
+Json = TypeVar("Json", str, "dict[str, Any]", "list[Any]")
+
+
+def typed(value: object, kind: type[Json]) -> Json:
+    """`value` where it is of the `kind` it should be, else an empty one: a null content is "", say."""
+    return value if isinstance(value, kind) else kind()
+
+
+SECRET_LENGTH = 8  # a shorter key is a placeholder such as "none"; blanking it out would damage answers
+
+
+def redact(value: Any, *secrets: str | None) -> Any:
+    """`value`, text or parsed JSON, with "[api key]" in the place of each of the `secrets`."""
+    if isinstance(value, str):
+        for secret in secrets:
+            value = value.replace(secret, "[api key]") if secret and len(secret) >= SECRET_LENGTH else value
+        return value
+    if isinstance(value, dict):
+        return {redact(name, *secrets): redact(entry, *secrets) for name, entry in value.items()}
+    return [redact(entry, *secrets) for entry in value] if isinstance(value, list) else value
+
+
 class EvalError(Exception):
     """The run cannot go on; the message is one line that says what to do."""
 
@@ -247,13 +350,21 @@ class EndpointError(EvalError):
     """An endpoint cannot be used for this run."""
 
 
+class GraderError(EvalError):
+    """A grader cannot be used for this run."""
+
+
 class RequestError(Exception):
-    """One request got no usable reply; `retryable` says whether the same request may succeed later."""
+    """One request got no usable reply; `retryable` says whether the same request may succeed later.
+
+    `attempts` is how many requests were sent before giving up.
+    """
 
     def __init__(self, message: str, retryable: bool, status: int | None = None) -> None:
         super().__init__(message)
         self.retryable = retryable
         self.status = status
+        self.attempts = 1
 
 
 class Interrupted(BaseException):
@@ -264,100 +375,92 @@ class Interrupted(BaseException):
         self.signum = signum
 
 
-# ---- answers --------------------------------------------------------------------------------------------
+# ---- numbers and letters --------------------------------------------------------------------------------
 #
-# Pure text rules: what in a response is the answer, and which integer it is. Every pattern is written to
-# run in linear time, because a response can be a megabyte of anything.
+# Pure text rules: which integer, or which option of a multiple choice, a text stands for. Every pattern here and
+# in the next section is written to run in linear time, because a response can be a megabyte of anything.
 
 INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 FOREIGN_DIGIT = re.compile(r"[^\D0-9]")
+WIDE_BRACKETS = {0xFF08: "(", 0xFF09: ")"}
+WIDE_LETTERS = {wide: wide - 0xFEE0 for wide in (*range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))}
 MAX_ANSWER = 2000  # characters; a longer "answer" is an essay, not a number
 
 # What LaTeX and prose put around a number.
 COLOUR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}")
 WRAPPERS = re.compile(
-    r"\\(?:text|math)(?:rm|bf|it|sf|tt|up|normal)?(?![a-zA-Z])|\\(?:bf|rm|it|large|Large|huge|Huge)(?![a-zA-Z])"
-    r"|\\(?:operatorname|boldsymbol|bm|boxed|fbox|framebox|mbox|emph|underline)\*?(?![a-zA-Z])"
+    r"\\(?:text|math)(?:rm|bf|it|sf|tt|up|normal)?(?![a-zA-Z])|\\(?:bf|rm|it|normalsize|large|Large|LARGE|huge|Huge)"
+    r"(?![a-zA-Z])|\\(?:operatorname|boldsymbol|bm|boxed|fbox|framebox|mbox|emph|underline)\*?(?![a-zA-Z])"
 )
 DIGIT_GAP = re.compile(r"(?<=[0-9,])(?:\\[,:;! ]|[~\u00a0\u202f])+(?=[0-9]{3}(?![0-9]))")
 IGNORABLE = re.compile(
-    r"\\(?:left|right|displaystyle|textstyle|quad|qquad|degree)(?![a-zA-Z])|\\[,;:!()\[\] ]"
-    r"|\^\s*(?:\{\s*)?(?:\\circ|°|∘)(?:\s*\})?|\\circ(?![a-zA-Z])|\\?[%$]|[°~*`]"
+    r"\\(?:left|right|displaystyle|textstyle|quad|qquad|degree)(?![a-zA-Z])|\\[,;:!()\[\] ]|\^(?=\s*(?:st|nd|rd|th)\b)"
+    r"|(?:\^\s*(?:\\circ|°|∘)|°)(?:\s*[CF](?![a-zA-Z]))?|\\(?:circ|checkmark|[bB]igg?[lr]?)(?![a-zA-Z])|\\?[%$]"
+    r"""|[~*`€£¥"“”✓✅]"""
 )
 MODULUS = re.compile(r"(?:\\p?mod\s*\{?\s*[0-9]+\s*\}?|\\bmod\s*[0-9]+|\(\s*mod\s*[0-9]+\s*\))\s*$")
+ASIDE = re.compile(r"\((?![^()]*\b(?:or|and)\b)[^()\d]*\)\s*$")  # such as "(minutes)"
 LEAD_IN = re.compile(
     r"^\s*(?:\(?[A-E]\)[\s.:]*(?=[-−0-9(])|(?:(?:the|final|our)\s+)*answer\s*(?:is\b)?[:\s]*)?"
-    r"(?:(?:approximately|about|roughly|exactly)\s)?",
+    r"(?:(?:approximately|about|roughly|exactly|the\s+(?:integer|number))\s)?",
     re.IGNORECASE,
 )
 THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 EQUALITY = re.compile(r"(?<![!<>])=|\\(?:approx|equiv)(?![a-zA-Z])|[≈≡]")
+UNEQUAL = re.compile(r"\\(?:not|neq?)(?![a-zA-Z])|=/=|[≠≢]")
 # What shows, left of an equation, that more than one thing is said.
 SEVERAL = re.compile(r"[,;<>]|[.!?]\s|\b(?:and|or|if|when|where|for|because|since|as)\b")
-SYSTEM = re.compile(
-    r"=.*(?:\\q?quad|\\\\\s|\\\\(?=[a-zA-Z]\s*=)).*=", re.DOTALL
-)  # equations beside or below each other
+# What shows it between two equality signs: a variable after a value, as in "m = 25, n = 8", and not in "m = 2 + n = 8".
+NEXT_EQUATION = re.compile(r"[^-+*/^(·×=_\s](?:\s+|\s*\\)[a-zA-Z]\s*$")
 BRACKETED = re.compile(r"\([^()]*\)")
 INTEGER = re.compile(
     r"(?P<integer>[-+−]?\s*(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+))(?:\.0*|\s*(?:st|nd|rd|th)\b)?"
-    r"(?:\s*(?P<unit>(?:(?<=\s)(?:[a-zA-Z]{3,}|cm|mm|km|ft|in|yd|mi|kg|mg|ml|sq|hr|[mgsL])|(?![a-zA-Z])[^\W\d_]+)"
-    r"(?:[\s/.-]+[^\W\d_]+)*(?:\s*\^\s*[23])?))?"
+    r"(?:\s*(?P<unit>(?:(?<=\s)(?:[a-zA-Z]{3,}|cm|mm|km|ft|in|yd|mi|kg|mg|lb|oz|ml|sq|hr|[mgsL])|(?![a-zA-Z])[^\W\d_]+)"
+    r"[²³]?(?:[\s/.-]+[^\W\d_]+)*(?:\s*\^\s*[23])?))?"
 )
 # A word after a number that makes it another number, or one of several.
 NOT_A_UNIT = re.compile(
-    r"\b(?:or|and|to|if|when|unless|but|not|pi|sqrt|mod|modulo|times|plus|minus|over|by|point|divided|multiplied|squared"
-    r"|cubed|log|ln|sin|cos|tan|exp|half|halves|thirds?|quarters?|fifths?|(?:ten|hundred|thousand|million)ths?"
-    r"|dozens?|hundred|thousand|million|billion|trillion|factorial|choose|o|ou|oder|und|et|y|или|и|或|和|または)\b"
-    r"|[\u0370-\u03ff¹²³¼-¾\u2070-\u209f\u2150-\u218f百千万亿億]",
+    r"\b(?:or|and|to|if|when|unless|but|not|pi|sqrt|root|mod|modulo|times|plus|minus|over|by|point|divided|multiplied"
+    r"|squared|cubed|raised|more|less|fewer|log|ln|sin|cos|tan|exp|half|halves|thirds?|quarters?|fifths?|sixths?"
+    r"|sevenths?|eighths?|ninths?|(?:ten|hundred|thousand|million)ths?|dozens?|hundred|thousand|million|billion|trillion"
+    r"|lakhs?|crores?|mil|mille|tausend|millionen|тысяч\w?|миллион\w*|factorial|choose|o|ou|oder|und|et|y|или|и|или)\b"
+    r"|(?<![a-zA-Z])[¹²³]|(?<![\u0370-\u03ff])[\u0370-\u03ff]{1,2}(?![\u0370-\u03ff])"
+    r"|[¼-¾\u2070-\u209f\u2150-\u218f百千万亿億만억的吗或和]|または",
     re.IGNORECASE,
 )
-HEDGE = re.compile(r"\b(?:or|either|oder|ou|или)\b|或|または", re.IGNORECASE)
+HEDGE = re.compile(
+    r"\b(?:or|either|oder|ou|или|atau|lub|veya|hoặc|أو|या)\b|\\(?:lor|vee)(?![a-zA-Z])|或|または|또는", re.IGNORECASE
+)
 LIST_WORD = re.compile(r"(?:or|and|oder|ou|o|und|et|y|или|и)\b|或|和|または", re.IGNORECASE)
 NUMBER = re.compile(r"(?<![a-zA-Z0-9_.])[-−]?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?")
 
-BOX_TOKEN = re.compile(
-    r"(?P<box>(?<![a-zA-Z])(?:boxed|fbox|framebox)\s*(?:\[[^\]\n]{0,40}\]\s*){0,2})\{|(?<=\\)(?:boxed|fbox|framebox)\s*"
-    r"(?P<bare>[-−]?[0-9]+(?:,[0-9]{3})*)(?![\w\\]|\s*[,./^!+*_-]\s*[\d{])|\\[{}]|(?P<open>\{)|(?P<close>\})"
-)
-# What stands in a box when a model repeats its instructions.
-PLACEHOLDER = re.compile(
-    r"\s*(?:\\text\s*\{)?[\s<\[]*(?:(?:your|the|final|integer|numerical)\s+)*"
-    r"(?:answer|number|integer|result|value|N|X|\?+|_+|\.{2,}|…|\\l?c?dots)?(?:\s+here)?[\s>\]]*\}?\s*",
+LETTERS = "ABCDEFGHIJ"  # of the options of a multiple choice
+OPTION_WORD = re.compile(
+    r"^\s*(?:(?:the|final|correct|right|best|my|answer|option|choice|letter|is|would|must|has to|be|therefore|thus"
+    r"|hence|so|that|la|(?:we|I)\s+(?:choose|select|pick)|选项?)\b[\s:,]*|[→➜⇒∴]\s*|选项?)*",
     re.IGNORECASE,
 )
-OBJECT_START = re.compile(r'\{\s*"')
-MAX_OBJECTS = 100  # how many JSON objects, from the end, are tried: each try may read on to the end
-PADDED = re.compile(r'("answer"\s*:\s*-?)0+(?=[0-9])')  # {"answer": 016} is no JSON, but how AIME writes 16
-BACKSLASH = re.compile(r'\\(?:u(?=[0-9a-fA-F]{4})|["\\/n])|\\')
-# Numbers stay text: int() of a long digit string is quadratic. Not strict: models put raw line breaks into strings.
-TRAILING_COMMA = re.compile(r",\s*(?=[}\]])")
-DECODER = json.JSONDecoder(parse_int=str, parse_float=str, strict=False)
-
-MARKER = re.compile(
-    r"""answer[*_"'”’]*\s*(?:is\b|:|=|：|[–—-]\s)|answer[*_]*[ \t]*\n|<answer>|答案[*_]*\s*(?:是|为|為)?[:：]?""",
+# A letter alone, or before the text of its option, the reason for it, or a script that sets no spaces.
+OPTION = re.compile(
+    r"[(\[]?\s*(?P<letter>[A-J])\s*(?:[)\].:]*|(?:[)\]][).:,]?|[.:])\s(?P<text>.*)"
+    r"|[)\]]?(?P<script>(?:です|だ)(?=[。，、]|$).*|[。，、].*)"
+    r"|[)\]]?(?:\s[-–—]\s|;\s|\s+\()(?P<aside>.*)"
+    r"|[)\]]?,?\s(?:i\.e\.|(?:because|since|as(?!\s+well)|which|due|for|given|not|rather|instead)\b).*)",
+    re.DOTALL,
+)
+LONE_LETTER = re.compile(r"(?<![a-zA-Z0-9_\\-])[(\[]?([A-J])(?![a-zA-Z0-9_]|['’-]\w)")
+CHOSEN = re.compile(
+    r"\W*(?:(?:therefore|thus|hence|so|clearly|we conclude)(?:\s+that)?[,:]?\s+)?(?:the\s+)?(?:correct\s+)?"
+    r"(?:(?:option|choice|answer)\s+)?[(*]*(?P<letter>[A-J])[)*]*\s+is\s+(?:the\s+)?(?:correct|right|best)"
+    r"(?:\s+(?:answer|option|choice|one))?[.!*\s]*",
     re.IGNORECASE,
 )
-MAX_MARKERS = 100
-MARKED_LENGTH = 300  # characters after a marker that may hold its answer
-FILLER = re.compile(r"(?:(?:therefore|thus|then|hence|indeed|simply|just|equal to|now|given by)\b[,:\s]*)+", re.I)
-TAG = re.compile(r"</?[a-zA-Z][^<>]{0,80}>|<\|[a-z_]{1,40}\|>")
-# The integer a sentence gives before it goes on: what follows must not make it a part of something else.
-LEADING_INTEGER = re.compile(
-    r"""(?P<integer>[-−]?[0-9]+(?:,[0-9]{3})*)["'”’)\]}_]*"""
-    r"""(?:[^\w+/^=<>\\·×(–-]*$|\s*[.!]\s+(?=\D)|[。！（]|(?P<pause>[,;:]\s|[，；：、]|\s[(—–-]\s?)?\s*(?P<word>[^\W\d_]+))"""
+# What takes a letter back that it follows: another one, its label, or a denial.
+ANOTHER_OPTION = re.compile(
+    r"\s*(?:(?:[,/&。，、]|(?:or|and|oder|und|et|ou|y|o|и|или)\b|和|或)\s*)+[(\[]?[A-HJ](?:[)\].:,]|\s*$)"
+    r"|\s*(?:[(\[]?[A-HJ][)\]](?!\w)|[A-HJ]\s*$)|.*[\s(;,][A-HJ][):]\s|\s*(?:is\s+)?(?:not|no|wrong|false|incorrect)\b",
+    re.DOTALL | re.IGNORECASE,
 )
-SENTENCE_END = re.compile(r"(?<=[0-9)}$*°])[.!][*_]*\s+(?=[^\W\d_])")
-LIST_ITEM = re.compile(r"1[.)]\s+[^\W\d_]")  # the first of the steps to "find the answer:", say
-BULLET = re.compile(r"(?:[-–—•+]\s+)+")
-
-
-@dataclass(frozen=True)
-class Found:
-    """An answer as the model wrote it, None where there is none, and how it was found or missed."""
-
-    answer: str | None
-    method: str
-    confident: bool = True
 
 
 def parse_integer(text: str) -> str | None:
@@ -366,13 +469,14 @@ def parse_integer(text: str) -> str | None:
     Peels what LaTeX and prose put around a number: fonts, colours, $, degree signs, spacing, thousands
     commas, ".0", trailing units, the left side of an equation. What is left must be one integer.
     """
-    if len(text) > MAX_ANSWER or text.count("{") != text.count("}") or SYSTEM.search(text):
+    if len(text) > MAX_ANSWER or text.count("{") != text.count("}") or UNEQUAL.search(text):
         return None
-    text = DIGIT_GAP.sub("", ascii_digits(text).replace("{,}", ",").replace("\\\\", "\\"))
-    for pattern in (COLOUR, WRAPPERS, MODULUS, IGNORABLE):
-        text = pattern.sub(" ", text)
-    *left, text = EQUALITY.split(text.replace("{", " ").replace("}", " "))
-    if any(SEVERAL.search(BRACKETED.sub("", THOUSANDS.sub("", part))) for part in left):
+    text = COLOUR.sub(" ", DIGIT_GAP.sub("", ascii_text(text).replace("{,}", ",").replace("\\\\", "\\")))
+    text = IGNORABLE.sub(" ", WRAPPERS.sub(" ", text.replace("{", " ").replace("}", " "))).rstrip(" .,。")
+    text = ASIDE.sub(" ", MODULUS.sub(" ", text))
+    *left, text = EQUALITY.split(text)
+    several = any(SEVERAL.search(BRACKETED.sub("", THOUSANDS.sub("", part))) for part in left)
+    if several or any(NEXT_EQUATION.search(part) for part in left[1:]):
         return None
     text = LEAD_IN.sub("", text, count=1).strip().rstrip(" .")
     match = INTEGER.fullmatch(text[1:-1].strip() if text.startswith("(") and text.endswith(")") else text)
@@ -381,9 +485,9 @@ def parse_integer(text: str) -> str | None:
     return canonical(match["integer"])
 
 
-def ascii_digits(text: str) -> str:
-    """`text` without invisible characters and with the decimal digits of every script as 0 to 9."""
-    return FOREIGN_DIGIT.sub(lambda digit: str(int(digit[0])), INVISIBLE.sub("", text))
+def ascii_text(text: str) -> str:
+    """`text` without invisible characters, with the decimal digits of every script as 0 to 9, and plain letters."""
+    return FOREIGN_DIGIT.sub(lambda digit: str(int(digit[0])), INVISIBLE.sub("", text)).translate(WIDE_LETTERS)
 
 
 def canonical(integer: str) -> str:
@@ -393,23 +497,76 @@ def canonical(integer: str) -> str:
     return f"-{magnitude}" if digits.startswith("-") and magnitude != "0" else magnitude
 
 
+def parse_letter(text: str) -> str | None:
+    """The letter of the option that all of `text` names, such as "B" for "(b)" or "Option B: the proton", or None."""
+    if len(text) > MAX_ANSWER or text.count("{") != text.count("}"):
+        return None
+    text = ascii_text(text).replace("\\\\", "\\").translate(WIDE_BRACKETS)
+    text = IGNORABLE.sub(" ", WRAPPERS.sub("", COLOUR.sub("", text)).replace("{", "").replace("}", ""))
+    text = OPTION_WORD.sub("", text, count=1).strip(" .")
+    while text.startswith("(") and text.endswith(")") and text.find("(", 1) <= text.find(")", 0, -1):
+        text = OPTION_WORD.sub("", text[1:-1], count=1).strip(" .")
+    text = text.upper() if len(text.strip("()[]. ")) == 1 else text
+    option = OPTION.fullmatch(text)
+    if not option or ANOTHER_OPTION.match(option["text"] or option["script"] or option["aside"] or ""):
+        return None
+    return option["letter"]
+
+
+# ---- objects and boxes ----------------------------------------------------------------------------------
+#
+# Pure text rules again: where a model's reasoning ends, and what stands in the JSON objects and boxes after it.
+
+# The models' tags around their reasoning; one in backticks is only mentioned.
+THINKING = r"(?:(?:seed:)?think(?:ing)?|thought|reasoning)"
+THINKING_STARTS = re.compile(rf"(?<!`)(?:<{THINKING}>|◁think▷|\[THINK\]|<\|begin_of_thought\|>)", re.IGNORECASE)
+THINKING_ENDS = re.compile(rf"(?<!`)(?:</{THINKING}>|◁/think▷|\[/THINK\]|<\|end_of_thought\|>)", re.IGNORECASE)
+FINAL_CHANNEL = re.compile(r"<\|channel\|>final\b[^<]{0,40}(?:<\|constrain\|>[^<]{0,40})?<\|message\|>")
+BOX_TOKEN = re.compile(
+    r"(?P<box>(?<![a-zA-Z])(?:boxed|fbox|framebox)\s*(?:\[[^\]\n]{0,40}\]\s*){0,2})\{|(?<=\\)(?:boxed|fbox|framebox)\s*"
+    r"(?P<bare>[-−]?[0-9]+(?:,[0-9]{3})*)(?=[.,;]?\s*(?:\$|\\[)\]]|\n|$)|[.,;]\s+[a-zA-Z])|\\[{}]|(?P<open>\{)|(?P<close>\})"
+)
+# What stands in a box when a model repeats its instructions.
+PLACEHOLDER = re.compile(
+    r"\s*(?:\\text\s*\{)?[\s<\[]*(?:(?:your|the|final|integer|numerical)\s+)*"
+    r"(?:answer|number|integer|result|value|N|X|\?+|_+|\.{2,}|…|\\l?c?dots)?(?:\s+here)?[\s>\]]*\}?\s*",
+    re.IGNORECASE,
+)
+MAX_HEDGE_WORDS = 3  # such as "or possibly"
+OBJECT_START = re.compile(r'\{\s*"')
+MAX_OBJECTS = 30  # how many JSON objects, from the end, are tried: each try may read on to the end
+PADDED = re.compile(r'("answer"\s*:\s*-?)(?:\+0*|0+)(?=[0-9])')  # {"answer": 016} is no JSON, but how AIME writes 16
+BACKSLASH = re.compile(r'\\(?:u(?=[0-9a-fA-F]{4})|["\\/n])|\\')
+# Numbers stay text: int() of a long digit string is quadratic. Not strict: models put raw line breaks into strings.
+TRAILING_COMMA = re.compile(r",\s*(?=[}\]])")
+DECODER = json.JSONDecoder(parse_int=str, parse_float=str, strict=False)
+
+
 def final_part(content: str) -> str | None:
     """What follows the model's reasoning, or None when the reasoning was never closed."""
-    closed, opened = content.rfind("</think>"), content.rfind("<think>")
-    if opened > closed:
+    closed = max((tag.end() for tag in THINKING_ENDS.finditer(content)), default=0)
+    if THINKING_STARTS.search(content, closed):
         return None
-    content = content[closed + len("</think>") :] if closed >= 0 else content
+    content = content[closed:]
     if "<|channel|>" not in content:
         return content
-    _, final, content = content.rpartition("<|channel|>final<|message|>")
-    return content if final else None
+    finals = list(FINAL_CHANNEL.finditer(content))
+    return content[finals[-1].end() :].partition("<|end|>")[0] if finals else None
 
 
 def json_answer(text: str) -> str | None:
     """The value of "answer" in the last complete JSON object that has one, as text; None when it says nothing."""
+    given = [value for value in json_answers(text) if not is_echo(value)]
+    answer = given[-1] if given else None
+    return answer if answer is None or isinstance(answer, str) else json.dumps(answer)
+
+
+def json_answers(text: str) -> list[Any]:
+    """The values of "answer" in the complete JSON objects of a text; numbers are kept as they are written."""
+    text = text.replace(r"\{", "{").replace(r"\}", "}")
     text = BACKSLASH.sub(lambda escape: escape[0] if len(escape[0]) > 1 else r"\\", text)
     text = TRAILING_COMMA.sub("", PADDED.sub(r"\1", text))
-    answer, end = None, 0
+    answers, end = [], 0
     for start in [match.start() for match in OBJECT_START.finditer(text)][-MAX_OBJECTS:]:
         if start < end:
             continue  # within the object before
@@ -417,9 +574,13 @@ def json_answer(text: str) -> str | None:
             value, end = DECODER.raw_decode(text, start)
         except (ValueError, RecursionError):
             continue
-        given = [found for found in answers_within(value) if not (isinstance(found, str) and is_placeholder(found))]
-        answer = given[-1] if given else answer
-    return answer if answer is None or isinstance(answer, str) else json.dumps(answer)
+        answers += answers_within(value)
+    return answers
+
+
+def is_echo(value: Any) -> bool:
+    """Whether the value of "answer" is only what the instructions or a JSON schema have in its place."""
+    return is_placeholder(value) if isinstance(value, str) else isinstance(value, dict) and "type" in value
 
 
 def is_placeholder(text: str) -> bool:
@@ -448,7 +609,7 @@ def boxed_answer(text: str, whole: bool) -> str | None:
     boxes: list[tuple[int, int]] = []
     stack: list[tuple[bool, int]] = []
     for token in BOX_TOKEN.finditer(text):
-        if token["bare"] and (whole or token.end() < len(text)):
+        if token["bare"] and (whole or text[token.end() : token.end() + MAX_ANSWER].strip(".,; ")):
             boxes.append(token.span("bare"))
         elif token["box"] is not None or token["open"]:
             stack.append((token["box"] is not None, token.end()))
@@ -465,62 +626,239 @@ def boxed_answer(text: str, whole: bool) -> str | None:
 def joined_by_or(text: str) -> bool:
     """Whether what stands between two boxes offers the second as an alternative to the first."""
     words = [word for word in re.findall(r"[^\W\d_]+", text) if word not in ("boxed", "fbox", "framebox", "text")]
-    return bool(words) and all(HEDGE.fullmatch(word) for word in words)
+    return 0 < len(words) <= MAX_HEDGE_WORDS and any(HEDGE.fullmatch(word) for word in words)
 
 
-def unless_hedged(answer: str, method: str) -> Found:
-    """`answer`, unless it offers different numbers to choose from; the same one twice is no hedge."""
-    if parse_integer(answer) is not None or not HEDGE.search(answer[:MAX_ANSWER]):
+# ---- answers --------------------------------------------------------------------------------------------
+#
+# What in a response is its answer, by the strongest rule that finds one.
+
+MARKER = re.compile(
+    r"""answer[*_"'”’\\]*\s*(?:(?:is|of|(?:must|should|would|has to) be)\b|[:=：|→➜]|[–—-]\s)|answer[*_]*[ \t]*\n"""
+    r"|\bans[.:]\s|<answer[^<>]{0,40}>|答案[*_]*\s*(?:应该|应当|应)?(?:是|为|為|等于)?[:：]?"
+    r"|(?:antwort|r[ée]ponse|respuesta|resposta|risposta)(?:\s(?:\w{1,12}\s)?(?:ist|lautet|est|es|é|è)\b|[*_]*\s?:)"
+    r"|ответ[*_]*\s?[:—–-]|(?:答え|正解)は|정답[은:]",
+    re.IGNORECASE,
+)
+OPTION_MARKER = re.compile(
+    MARKER.pattern + r"|(?:option|choice|letter)[*_]*\s*(?:is\b|:)|选择|选项是|故选|因此选", re.IGNORECASE
+)
+MAX_MARKERS = 100
+MARKED_LENGTH = 300  # characters after a marker that may hold its answer
+FILLER = re.compile(
+    r"(?:(?:therefore|thus|then|hence|indeed|simply|just|clearly|actually|equal to|now|given by|also|somit|donc"
+    r"|entonces|quindi)\b[,:\s]*)+",
+    re.IGNORECASE,
+)
+# What follows "the answer is" where no answer is meant, and what goes before "the answer" where it is yet to come.
+NOT_MARKING = re.compile(
+    r"(?:clear|correct|right|wrong|incorrect|unique|valid|not|in|at|on|below|above|found|to|within)\b", re.IGNORECASE
+)
+SEARCHING = re.compile(
+    r"\b(?:find|get|reach|determine|compute|calculate|obtain|derive)\s+(?:the|our|an|its)\s+(?:final\s+|correct\s+)?$",
+    re.IGNORECASE,
+)
+MISTAKEN = re.compile(
+    r"\b(?:wrong|incorrect|mistaken|false|previous|earlier|naive)\s+(?:final\s+)?$|\bif\b[^.!?\n]*$", re.IGNORECASE
+)
+# What takes back the number that it follows.
+WITHDRAWN = re.compile(
+    r"(?:(?<=[0-9)}$*`])|(?<=\b[A-J]))(?i:[\s,;—–-]*(?:(?:but|which|that|this|it|is|was)\s+)*(?:wrong|incorrect|no"
+    r"|not\s+(?:right|correct|valid))\b)|[.!?][*_]*\s+(?i:wait|hmm|no,|actually,)"
+)
+STRUCK = re.compile(r"~~[^~\n]*~~")
+TAG = re.compile(r"</?[a-zA-Z][^<>]{0,80}>|<\|[a-z_]{1,40}\|>")
+NOTE = re.compile(r"(?<=[0-9$*°})`.])\s+\((?!\s*(?:or|oder|ou)\b)[^()]*\)")  # after a number, such as "(see above)"
+# Where the statement of an answer ends and its reasons or other statements begin.
+CLAUSE_END = re.compile(
+    r"(?<=[0-9)}$*°`])[.!][*_]*\s+(?=[^\W\d_])|[.!]\s+(?=[A-Z])|,?\s+(?:since|because|as|which|where|given|so|but)\b"
+    r"|\s+\|\s|(?<=[0-9]):\s|(?<=[0-9])[，。；]|(?<=[0-9])\.\s+(?=[0-9][^.]*=)|\s+out\s+of\b|\s[✅✓✔]"
+    r"|,\s+(?:i\.e\.|(?:by|from|using|via|obtained|found|not)\b)|,?\s+and\s+(?:we|the|this|it|that)\b"
+    r"|,\s*['\"][a-z_]+['\"]\s*:",
+    re.IGNORECASE,
+)
+# The integer a clause begins with: what follows must not make it a part of something else.
+LEADING_INTEGER = re.compile(
+    r"""(?P<integer>[-−]?[0-9]+(?:,[0-9]{3})*)(?![0-9a-zA-Z])["'”’)\]}_]*(?:[^\w+/^=<>\\·×(–-]*$"""
+    r"""|\s*[.!]\s+(?=\D)|[。！（]|(?P<pause>[,;:]\s|[，；：、]|\s[(—–-]\s?)?\s*(?P<word>[^\W\d_]+)(?!\())"""
+)
+LIST_ITEM = re.compile(r"1[.)]\s+[^\W\d_]")  # the first of the steps to "find the answer:", say
+MARKUP = "_*:：。# \t\r“”\"'"
+BULLET = re.compile(r"(?:[-–—•+]\s+)+")
+# How an answer was found or missed, and what that means.
+METHODS = {
+    "json": "the last JSON object with an answer",
+    "boxed": "the last box that is closed",
+    "marker": "what follows the last words that announce an answer",
+    "last number": "a guess: the last number of the last line",
+    "last letter": "a guess: the option that the last line names",
+    "none": "no answer was found",
+    "cut": "the response was cut off before it gave an answer",
+    "hedged": "the response offers several answers to choose from",
+    "unfinished thinking": "the response ends before the model's reasoning does",
+    "judge": "what the judge read as the final answer",
+    "judge found none": "the judge found no final answer",
+    "command": "what the command made of it",
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """An answer as the model wrote it, None where there is none, how it was found or missed, and whether for sure."""
+
+    answer: str | None
+    method: str
+    confident: bool = True
+
+
+def offered_integers(text: str) -> set[str] | None:
+    """The integers that a text offers with "or" to choose from, "" for what is none; None when it offers none."""
+    parts = HEDGE.split(text.replace("{", " ").replace("}", " "))
+    return {parse_integer(part.strip(" ,;")) or "" for part in parts} if len(parts) > 1 else None
+
+
+def offered_letters(text: str) -> set[str] | None:
+    """The options that a text names, when it names more than one; None otherwise."""
+    letters = LONE_LETTER.findall(text)
+    return set(letters) if len(letters) > 1 else None
+
+
+def unless_hedged(answer: str, method: str, kind: Kind) -> Found:
+    """`answer`, unless it offers different values to choose from; the same one twice is no hedge."""
+    offered = kind.offered(answer[:MAX_ANSWER]) if kind.parse(answer) is None else None
+    if offered is None:
         return Found(answer, method)
-    numbers = {canonical(number) for number in NUMBER.findall(answer[:MAX_ANSWER])}
-    return Found(numbers.pop(), method) if len(numbers) == 1 else Found(None, "hedged")
+    return Found(offered.pop(), method) if len(offered) == 1 and "" not in offered else Found(None, "hedged")
 
 
-def marked_answer(text: str, whole: bool) -> Found | None:
-    """What the last explicit marker ("the answer is", "Answer:", "答案是") with a number after it points at."""
-    for marker in reversed(list(MARKER.finditer(text))[-MAX_MARKERS:]):
-        lines = text[marker.end() : marker.end() + MARKED_LENGTH].split("\n")
-        line = next((line for line in lines if any(c.isdigit() for c in line)), "")
-        line = FILLER.sub("", BULLET.sub("", TAG.sub(" ", line).strip("_*:：。#> \t\r“”\"'"), count=1), count=1)
-        if line and not LIST_ITEM.match(line):
-            cut = not whole and text.rstrip().endswith(line)
-            return Found(None, "cut") if cut else read_marked(line)
+def marked_answer(text: str, whole: bool, kind: Kind) -> Found | None:
+    """What the last explicit marker ("the answer is", "Answer:", "答案是") with a value after it points at."""
+    end = text.rstrip(MARKUP)[-MARKED_LENGTH:]
+    for marker in reversed(list(kind.marker.finditer(text))[-MAX_MARKERS:]):
+        line = marked_line(text, marker, kind)
+        if line and (
+            whole or not end.endswith(line) or CLAUSE_END.search(line)
+        ):  # else it is cut off, maybe in a number
+            return kind.read_marked(line)
     return None
 
 
-def read_marked(line: str) -> Found:
-    """The answer in the line after a marker: all of it, or the integer that it begins with."""
-    if HEDGE.search(line):
-        return unless_hedged(line, "marker")
-    line = SENTENCE_END.split(line, maxsplit=1)[0]
-    if parse_integer(line) is not None:
-        return Found(line, "marker")
-    leading = LEADING_INTEGER.match(LEAD_IN.sub("", IGNORABLE.sub(" ", line), count=1).strip())
-    if not leading:
-        return Found(None, "none")
+def marked_line(text: str, marker: re.Match[str], kind: Kind) -> str:
+    """What a marker points at: the rest of its line, or the next line that says anything; "" where it marks nothing."""
+    following = text[marker.end() : marker.end() + MARKED_LENGTH]
+    rest, *more = TAG.sub(" ", STRUCK.sub("", following)).split("\n")
+    rest, before = rest.strip(MARKUP), text[max(0, marker.start() - MARKED_LENGTH) : marker.start()]
+    if not rest:
+        searching = SEARCHING.search(before)
+        lines = (BULLET.sub("", line.strip(MARKUP + ">"), count=1) for line in more)
+        rest = "" if searching else next((line for line in lines if re.search(r"\w", line)), "")
+    rest = FILLER.sub("", rest, count=1)
+    nothing = LIST_ITEM.match(rest) or NOT_MARKING.match(rest) or MISTAKEN.search(before)
+    return "" if nothing or not kind.value.search(rest) else rest
+
+
+def marked_integer(line: str) -> Found:
+    """The answer in the line after a marker: its first clause as a whole, or the one integer that begins that."""
+    line = NOTE.sub("", line)
+    clause = CLAUSE_END.split(line, maxsplit=1)[0]
+    if WITHDRAWN.search(line):
+        return Found(None, "none", confident=False)
+    if HEDGE.search(clause):
+        return unless_hedged(clause, "marker", INTEGERS)
+    if parse_integer(clause) is not None:
+        return Found(clause, "marker")
+    bare = LEAD_IN.sub("", IGNORABLE.sub(" ", clause), count=1).strip()
+    leading = LEADING_INTEGER.match(bare)
+    if not leading or any(c.isdigit() for c in bare[leading.end("integer") :]):
+        return Found(None, "none", confident=False)
     word = leading["word"] or ""
-    other = LIST_WORD.match(word) if leading["pause"] else NOT_A_UNIT.match(word) or (word.isascii() and len(word) == 1)
-    return Found(None, "none") if other else Found(leading["integer"], "marker")
+    other = (LIST_WORD if leading["pause"] else NOT_A_UNIT).match(word) or (word.isascii() and len(word) == 1)
+    return Found(None, "none", confident=False) if other else Found(leading["integer"], "marker")
+
+
+def marked_letter(line: str) -> Found:
+    """The answer in the line after a marker, which must begin with the letter of an option."""
+    line = line if "{" in line else line.rstrip("\"'”’} ")
+    if parse_letter(line) and not WITHDRAWN.search(line):
+        return Found(line, "marker")
+    hedged = HEDGE.search(line) and len(offered_letters(line) or ()) > 1
+    return Found(None, "hedged") if hedged else Found(None, "none", confident=False)
+
+
+# What may stand before a number that ends a response: nothing, an arrow or equality, or a word that does not change it.
+EMPHASIS = re.compile(r"(?:(?:^|(?<=[\s(]))[*_]{1,3}|\$+|`|\\[(\[])$")
+LEADING_UP = re.compile(
+    r"(?:^|(?<![<>!])=|[≈≡→➜⇒∴|#]|(?<![0-9 ]):|\([A-E]\)|\\(?:Rightarrow|implies|to|therefore|equiv|approx)|[^\W\d_],"
+    r"|\btotal\s+of|(?<![\w\\])(?!(?:times|plus|minus|by|over|choose|of|log|ln|not|be|in|mod|least|most|than|step|case|or"
+    r"|and|either|sqrt|root|negative)\s*$)[^\W\d_]{1,40})\s*$",
+    re.IGNORECASE,
+)
+DENIED = re.compile(
+    r"(?:\b(?:not|never|nor|cannot)|n['’]t)\s+(?:\w+\s+){0,3}$|\b(?:wrong|incorrect)\s+\w+(?:\s+is\b|:)?\s*$",
+    re.IGNORECASE,
+)
+ENDING = re.compile(r"\s*(?:\$?\\(?:black)?square\$?|\bQED\b|[∎■□])[.\s]*$|[\s.$|]+$", re.IGNORECASE)
+# One or two words that join a number to the one before it.
+JOINING = re.compile(
+    r"(?!.*\b(?:is|are|gives?|equals?|yields?|makes?|get|total|sum)\b)\s*(?:[^\W\d_]+\s+){0,2}", re.IGNORECASE
+)
 
 
 def last_number(text: str) -> str | None:
-    """The last number of the last line, if it is an integer that is not a part of something else."""
-    line = text.rstrip().rsplit("\n", 1)[-1][-MAX_ANSWER:]
-    last = max(NUMBER.finditer(line), key=lambda number: number.start(), default=None)
-    if last is None or parse_integer(last[0]) is None:
+    """The last number of the last line, if it is an integer and nothing around it makes it a part of something else."""
+    line = next((line for line in reversed(text.split("\n")) if re.search(r"\w", ENDING.sub("", line))), "")
+    line = MODULUS.sub("", ENDING.sub("", STRUCK.sub("", line[-MAX_ANSWER:]))).replace("{,}", ",").lstrip("> ")
+    line = WRAPPERS.sub("", line).replace("{", "").replace("}", "") if line.count("{") == line.count("}") else ""
+    *earlier, last = [None, None, *NUMBER.finditer(line)][-2:]
+    if last is None or parse_integer(line[last.start() :]) is None or HEDGE.search(line):
         return None
-    before, after = line[: last.start()].rstrip(" $*_(,"), line[last.end() :].lstrip(" $*_)")
-    part = (
-        before.endswith(tuple("/^+*×·<>{\\-–"))
-        or LIST_WORD.fullmatch(before.rpartition(" ")[2])
-        or after.startswith(tuple("/^+*×·=<>{\\!~-–"))
-        or NOT_A_UNIT.match(after)
-        or re.match(r"[a-zA-Z]", line[last.end() :])
-    )
-    return None if part else last[0]
+    before = EMPHASIS.sub("", line[: last.start()])
+    between = EMPHASIS.sub("", line[earlier[0].end() : last.start()]) if earlier[0] else None
+    joined = between is not None and JOINING.fullmatch(between)
+    return last[0] if LEADING_UP.search(before) and not joined and not DENIED.search(before) else None
 
 
-def find_answer(content: str, answer_format: str, finish_reason: str | None = "stop") -> Found:
+def last_letter(text: str) -> str | None:
+    """The letter of the option that is all of the last line, unless the line before it names one too, as lists do."""
+    lines = [BULLET.sub("", line.strip(" >"), count=1) for line in text.split("\n") if re.search(r"\w", line)][-2:]
+    chosen = CHOSEN.fullmatch(lines[-1]) if lines else None
+    letters = [parse_letter(line) for line in lines]
+    return chosen["letter"].upper() if chosen else letters[-1] if letters and not any(letters[:-1]) else None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of answer and the rules that are its own.
+
+    `parse` gives the canonical form of a text that is one answer, `offered` the answers of one that offers several,
+    `last` what may be the answer at the end of a text; `marker` announces an answer, `value` is a line that can
+    hold one, and `read_marked` takes it from there.
+    """
+
+    name: str
+    last_method: str
+    parse: Callable[[str], str | None]
+    offered: Callable[[str], set[str] | None]
+    marker: re.Pattern[str]
+    value: re.Pattern[str]
+    read_marked: Callable[[str], Found]
+    last: Callable[[str], str | None]
+
+
+INTEGERS = Kind(
+    "integer", "last number", parse_integer, offered_integers, MARKER, re.compile(r"\d"), marked_integer, last_number
+)
+OPTIONS = Kind(
+    "letter", "last letter", parse_letter, offered_letters, OPTION_MARKER, LONE_LETTER, marked_letter, last_letter
+)
+
+
+def kind_of(expected: str) -> Kind:
+    """The kind of answer that an expected one is."""
+    return OPTIONS if expected.isalpha() else INTEGERS
+
+
+def find_answer(content: str, answer_format: str, finish_reason: str | None = "stop", kind: Kind = INTEGERS) -> Found:
     """What the model gave as its answer, by the strongest of the rules that finds one.
 
     `content` is the message without separate reasoning; `answer_format` is what the prompt asked for.
@@ -528,59 +866,307 @@ def find_answer(content: str, answer_format: str, finish_reason: str | None = "s
     text = final_part(content)
     if text is None:
         return Found(None, "unfinished thinking")
-    text, whole = ascii_digits(text), finish_reason != "length"
-    answer = json_answer(text) if answer_format == "json" else None
+    text, whole = ascii_text(text), finish_reason != "length"
+    answer = json_answer(text) if answer_format in ("json", "schema") else None
     if answer is not None:
-        return unless_hedged(answer, "json")
+        return unless_hedged(answer, "json", kind)
     answer = boxed_answer(text, whole)
     if answer is not None:
-        return unless_hedged(answer, "boxed")
-    marked = marked_answer(text, whole)
+        return unless_hedged(answer, "boxed", kind)
+    marked = marked_answer(text, whole, kind)
     if marked is not None:
         return marked
-    number = last_number(TAG.sub(" ", text[-MAX_ANSWER:])) if whole else None
-    return Found(number, "last number", confident=False) if number else Found(None, "none" if whole else "cut")
+    last = kind.last(TAG.sub(" ", text[-MAX_ANSWER:])) if whole else None
+    return Found(last, kind.last_method if last else "none" if whole else "cut", confident=False)
 
 
 # ---- graders --------------------------------------------------------------------------------------------
 
 
 class Grader(ABC):
-    """Turns a task and its response into a Grade."""
+    """Turns a task and its response into a Grade; `threads` of them may ask it to at the same time.
+
+    `settings` is what determines its verdicts; it is kept with the run.
+    """
 
     name: str
+    threads = 1
+    settings: dict[str, Any]
 
     @abstractmethod
     def grade(self, task: Task, response: Response) -> Grade:
-        """The verdict on `response`."""
+        """The verdict on `response`; "ungraded" with the reason as `explanation` where the grader itself fails."""
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
+        """End at once what the grader has running outside of this process."""
 
 
 class RegexGrader(Grader):
-    """Grades by the text rules above: the answer found must be the expected integer."""
+    """Grades by the text rules above: the answer found must be the expected one."""
 
     name = "regex"
 
     def __init__(self, answer_format: str) -> None:
         self.answer_format = answer_format
+        self.settings = {"name": self.name}
 
     def grade(self, task: Task, response: Response) -> Grade:
         """Correct, incorrect, or truncated / no_answer where the response holds no answer."""
-        found = find_answer(response.content, self.answer_format, response.finish_reason)
-        integer = parse_integer(found.answer) if found.answer is not None else None
-        if found.answer is None:
-            verdict = "truncated" if response.finish_reason == "length" else "no_answer"
-        else:
-            verdict = "correct" if integer == task.expected else "incorrect"
-        review = None if found.confident else "the answer is a guess: the last number of the response"
-        if verdict != "correct" and stands_in(task.expected, response.content):
-            review = "the expected number stands in the response, but was not found to be its answer"
-        return Grade(verdict, integer or found.answer, found.method, self.name, review)
+        kind = kind_of(task.expected)
+        found = find_answer(response.content, self.answer_format, response.finish_reason, kind)
+        return grade_found(found, task, response, self.name)
 
 
-def stands_in(expected: str, content: str) -> bool:
-    """Whether a number equal to `expected` stands in the answering part of a response."""
-    numbers = NUMBER.findall(ascii_digits(final_part(content) or ""))
-    return any("." not in number and canonical(number) == expected for number in numbers)
+def grade_found(found: Found, task: Task, response: Response, grader: str) -> Grade:
+    """The Grade of what was found in a response: correct when it stands for the expected answer."""
+    answer = kind_of(task.expected).parse(found.answer) if found.answer is not None else None
+    if found.answer is None:
+        verdict = "truncated" if response.finish_reason == "length" else "no_answer"
+    else:
+        verdict = "correct" if answer == task.expected else "incorrect"
+    return Grade(
+        verdict=verdict,
+        answer=answer or found.answer,
+        method=found.method,
+        grader=grader,
+        confident=found.confident,
+        explanation=METHODS[found.method],
+        review=review_note(verdict, found, task, response),
+    )
+
+
+def review_note(verdict: str, found: Found, task: Task, response: Response) -> str | None:
+    """Why a person should look at a verdict, if there is a reason to."""
+    if verdict != "correct" and stands_in(task.expected, response.content):
+        return "the expected number stands in the response, but was not found to be its answer"
+    if verdict == "no_answer":
+        return METHODS[found.method]
+    return METHODS[found.method] if found.answer is not None and not found.confident else None
+
+
+def stands_in(number: str, content: str) -> bool:
+    """Whether an integer equal to `number` stands in the answering part of a response."""
+    numbers = NUMBER.findall(ascii_text(final_part(content) or ""))
+    return any("." not in written and canonical(written) == number for written in numbers)
+
+
+# ---- judge ----------------------------------------------------------------------------------------------
+
+UNSEEN = "the answer that the judge read does not stand in the response in digits"
+NO_ANSWER = frozenset({"", "null", "none", "no answer", "no final answer", "n/a"})
+Ask = Callable[[dict[str, Any]], Response]  # sends a chat completion request; raises RequestError
+
+
+class JudgeGrader(Grader):
+    """Has a model read the answer out of each response, and compares what it read; it never sees what is expected."""
+
+    name = "llm"
+
+    def __init__(self, rule: RegexGrader, ask: Ask, model: str | None, threads: int) -> None:
+        self.rule = rule
+        self.ask = ask
+        self.threads = threads
+        self.settings = {"name": self.name, "judge_model": model, "judge_prompt": JUDGE_PROMPT}
+
+    def grade(self, task: Task, response: Response) -> Grade:
+        """The verdict on what the judge read; the grade by rule where there is nothing for it to read."""
+        rule = self.rule.grade(task, response)
+        text = answering_part(response)
+        if not text:
+            return rule
+        kind = kind_of(task.expected)
+        prompt = fill(JUDGE_PROMPT, question=task.question, response=text, kind=JUDGED_KINDS[kind.name])
+        try:
+            reply = self.ask(judge_request(prompt, self.settings["judge_model"])).content
+        except RequestError as error:
+            return ungraded(JudgeGrader.name, f"the judge gave no reply: {error}", prompt=prompt, rule=rule)
+        found = read_judgement(reply, kind)
+        if found is None:
+            reason = f"the judge's reply holds no answer to read: {one_line(reply)!r}"
+            return ungraded(JudgeGrader.name, reason, prompt=prompt, reply=reply, rule=rule)
+        grade = replace(grade_found(found, task, response, JudgeGrader.name), prompt=prompt, reply=reply, rule=rule)
+        if found.answer is None or kind is OPTIONS or stands_in(str(grade.answer), text):
+            return grade
+        return replace(grade, confident=False, review=UNSEEN)
+
+
+class CascadeGrader(JudgeGrader):
+    """Grades by rule, and asks the judge only about responses in which the rule found no confident answer."""
+
+    name = "cascade"
+
+    def grade(self, task: Task, response: Response) -> Grade:
+        """The grade by rule if that is sure of it, else the judge's."""
+        rule = self.rule.grade(task, response)
+        return rule if rule.confident else super().grade(task, response)
+
+
+def ungraded(grader: str, reason: str, **more: Any) -> Grade:
+    """The Grade of a response on which the grader failed to give a verdict."""
+    return Grade("ungraded", None, "none", grader, confident=False, explanation=reason, **more)
+
+
+def answering_part(response: Response) -> str:
+    """What a judge is shown of a response: not its reasoning, and not the word at which it was cut off."""
+    text = (final_part(response.content) or "").strip()
+    if response.finish_reason == "length":
+        text = text[: -len(text.split()[-1])].rstrip() if text else ""
+    return text if len(text) <= JUDGED_LENGTH else "[...] " + text[-JUDGED_LENGTH:]
+
+
+def judge_request(prompt: str, model: str | None) -> dict[str, Any]:
+    """The chat completion request that puts `prompt` to a judge."""
+    body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0}
+    return {**({"model": model} if model else {}), **body, "response_format": response_format(JUDGE_SCHEMA)}
+
+
+def read_judgement(reply: str, kind: Kind) -> Found | None:
+    """The answer in a judge's reply, {"answer": ...} or bare, or its word that there is none; else None."""
+    text = (final_part(reply) or "").strip()
+    given = json_answers(text)
+    answer = given[-1] if given else text
+    if given and (
+        answer is None or (isinstance(answer, str) and answer.strip().lower().removesuffix(".") in NO_ANSWER)
+    ):
+        return Found(None, "judge found none")
+    if not isinstance(answer, str) or is_placeholder(answer) or (not given and kind.parse(answer) is None):
+        return None
+    return unless_hedged(answer, "judge", kind)
+
+
+# ---- command grader -------------------------------------------------------------------------------------
+
+SCRIPT_NAME = re.compile(r"[^-{].*\.(?:py|sh|js|ts|rb|pl|lua|php|R)")
+PYTHON_CRASH = "Traceback (most recent call last):"
+
+
+class CommandGrader(Grader):
+    """Has a command of the user's grade each response: it gets the task as JSON and answers by its exit status."""
+
+    name = "cli"
+
+    def __init__(
+        self, rule: RegexGrader, command: str, timeout: float, threads: int, secrets: tuple[str | None, ...] = ()
+    ) -> None:
+        self.rule = rule
+        self.secrets = secrets
+        self.words = parse_command(command)
+        self.timeout = timeout
+        self.threads = threads
+        self.settings = {"name": self.name, "command": command}
+        self.running: set[subprocess.Popen[bytes]] = set()
+
+    def grade(self, task: Task, response: Response) -> Grade:
+        """Correct for exit status 0, incorrect for 1, ungraded for everything else."""
+        rule = self.rule.grade(task, response)
+        words = [fill(word, answer=rule.answer or "", expected=task.expected) for word in self.words]
+        try:
+            status, output, errors = self._run(words, command_input(task, response, rule.answer))
+        except (OSError, ValueError) as error:  # ValueError: an answer with a null byte cannot be an argument
+            return ungraded(self.name, f"the command cannot be started: {one_line(error)}", rule=rule)
+        said = command_output(output)
+        failure = command_failure(status, said, errors, self.timeout)
+        reply = output[-MAX_ANSWER:] or None
+        if failure:
+            return ungraded(self.name, failure, reply=reply, rule=rule)
+        answer = said.get("answer", rule.answer)
+        return Grade(
+            verdict="incorrect" if status else "correct",
+            answer=answer if answer is None or isinstance(answer, str) else json.dumps(answer),
+            method="command",
+            grader=self.name,
+            explanation=one_line(said.get("explanation") or METHODS["command"], 500),
+            reply=reply,
+            rule=rule,
+        )
+
+    def _run(self, words: list[str], given: str) -> tuple[int | None, str, str]:
+        """The exit status, None for a time-out, and both outputs of one run of the command."""
+        pipe = subprocess.PIPE
+        # In a session of its own, so that whatever it starts can be ended with it.
+        with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as process:
+            self.running.add(process)
+            try:
+                outputs = process.communicate(given.encode(), self.timeout)
+            except subprocess.TimeoutExpired as late:
+                outputs = b"", late.stderr or b""
+            finally:
+                ended = process.poll()
+                end_session(process)
+                self.running.discard(process)
+        output, errors = (redact(text.decode("utf-8", "replace"), *self.secrets) for text in outputs)
+        return ended, output, errors
+
+    def close(self) -> None:
+        """End the commands that are still running."""
+        for process in self.running.copy():
+            end_session(process)
+
+
+def end_session(process: subprocess.Popen[bytes]) -> None:
+    """Kill a command that has not ended, and what it has started."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def parse_command(command: str) -> list[str]:
+    """The words of a command line, split as a shell would; raises UsageError, or GraderError when it cannot run."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"--grader-cmd cannot be split into words: {error}") from None
+    if not words:
+        raise UsageError("--grader-cmd is empty: give the command that grades a response")
+    program = words[0]
+    if shutil.which(program) is None:
+        hint = f"; write ./{program}" if os.path.isfile(program) and os.sep not in program else ""
+        hint = f"; chmod +x {program}" if os.path.isfile(program) and os.sep in program else hint
+        raise GraderError(f"the grader command '{program}' cannot be run: there is no such executable{hint}")
+    if len(words) > 1 and SCRIPT_NAME.fullmatch(words[1]) and not os.path.isfile(words[1]):
+        raise GraderError(f"the grader command cannot be run: there is no script '{words[1]}'")
+    return words
+
+
+def command_input(task: Task, response: Response, answer: str | None) -> str:
+    """What a grader command gets on its standard input: one JSON object, in ASCII."""
+    return json.dumps(
+        {
+            "task_id": task.id,
+            "dataset": task.id.removesuffix(f"/{task.problem}#{task.sample}"),
+            "question": task.question,
+            "expected": task.expected,
+            "answer": answer,
+            "response": response.content,
+            "reasoning": response.reasoning,
+            "finish_reason": response.finish_reason,
+        }
+    )
+
+
+def command_output(output: str) -> dict[str, Any]:
+    """The JSON object that a grader command has printed, as its whole output or last line; else an empty one."""
+    for text in (output, output.rstrip().rpartition("\n")[2]):
+        with contextlib.suppress(ValueError, RecursionError):
+            return typed(json.loads(text), dict)
+    return {}
+
+
+def command_failure(status: int | None, said: dict[str, Any], errors: str, timeout: float) -> str | None:
+    """Why one run of a grader command is no verdict, with the end of what it wrote to stderr; None if it is one."""
+    if status is None:
+        reason = f"the command took longer than {timeout:g} s"
+    elif status < 0:
+        reason = f"the command was ended by signal {-status}"
+    elif status > 1:
+        reason = f"the command ended with status {status}"
+    elif status == 1 and PYTHON_CRASH in errors and "correct" not in said:
+        reason = "the command crashed"  # Python's exit status for that is 1, too
+    elif said.get("correct", not status) is not (not status):
+        reason = f'the command contradicts itself: status {status}, but "correct": {json.dumps(said["correct"])}'
+    else:
+        return None
+    return f"{reason}: {one_line(errors.strip()[-150:])}" if errors.strip() else reason
 
 
 # ---- datasets -------------------------------------------------------------------------------------------
@@ -588,66 +1174,113 @@ def stands_in(expected: str, content: str) -> bool:
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A dataset on the Hugging Face hub: `parts` are (configuration, prefix of the problem ids)."""
+    """A dataset on the Hugging Face hub: `parts` are (configuration, prefix of the problem ids).
+
+    `gated` ones are given only to those who have agreed to their terms and show a token.
+    """
 
     repo: str
     split: str
     parts: tuple[tuple[str | None, str], ...]
+    gated: bool = False
 
 
 HUB_DATASETS = {
     "aime2025": HubDataset("opencompass/AIME2025", "test", (("AIME2025-I", "I-"), ("AIME2025-II", "II-"))),
+    "aime2026": HubDataset("MathArena/aime_2026", "train", ((None, ""),)),
     "aime": HubDataset("AI-MO/aimo-validation-aime", "train", ((None, ""),)),
+    "gsm8k": HubDataset("openai/gsm8k", "test", (("main", ""),)),
+    "gpqa": HubDataset("Idavidrein/gpqa", "train", (("gpqa_diamond", ""),), gated=True),
 }
 PRACTICE = HERE / "data" / "practice.jsonl"
 KNOWN_DATASETS = (*HUB_DATASETS, "practice")
 HUB_PROBE_SECONDS = 3.0  # a hub that does not answer within this is not waited for
 
 
-def load_dataset(name: str) -> Dataset:
-    """The dataset called `name`: one of KNOWN_DATASETS, or the path of a JSONL file.
+def load_dataset(name: str, seed: int = 0) -> Dataset:
+    """The dataset called `name`: one of KNOWN_DATASETS, or the path of a JSONL file; `seed` shuffles options.
 
     Raises UsageError for an unknown name and DatasetError for one that cannot be loaded.
     """
     if name in HUB_DATASETS:
         hub = HUB_DATASETS[name]
-        return make_dataset(name, hub.repo, hub_problems(name, hub))
+        return make_dataset(name, hub.repo, hub_problems(name, hub, seed))
     if name == "practice":
-        return make_dataset(name, "data/practice.jsonl", file_problems(PRACTICE))
+        return make_dataset(name, "data/practice.jsonl", file_problems(PRACTICE, seed))
     if not (name.endswith(".jsonl") or os.path.isfile(name)):
         known = ", ".join(KNOWN_DATASETS)
         raise UsageError(f"unknown dataset '{name}': use one of {known}, or the path of a FILE.jsonl")
-    return make_dataset(os.fsencode(Path(name).stem).decode("utf-8", "replace"), name, file_problems(Path(name)))
+    return make_dataset(os.fsencode(Path(name).stem).decode("utf-8", "replace"), name, file_problems(Path(name), seed))
 
 
 def make_dataset(name: str, source: str, problems: Iterable[Problem]) -> Dataset:
-    """A Dataset of `problems`, whose ids must be unique."""
+    """A Dataset of `problems`, whose ids must be unique and whose answers of one kind."""
     unique: dict[str, Problem] = {}
     for problem in problems:
         if problem.id in unique:
             raise DatasetError(f"{source}: the id '{problem.id}' occurs twice; give each problem its own")
         unique[problem.id] = problem
+    kinds = {kind_of(problem.expected).name for problem in unique.values()}
+    if len(kinds) > 1:
+        raise DatasetError(f"{source}: some answers are integers and some are letters; make two datasets of it")
     rows = json.dumps([[p.id, p.question, p.expected] for p in unique.values()])
     return Dataset(name, source, hashlib.sha256(rows.encode()).hexdigest(), tuple(unique.values()))
 
 
-def make_problem(row: object, default_id: str, where: str) -> Problem:
+def make_problem(row: object, default_id: str, where: str, seed: int) -> Problem:
     """A Problem from a row such as {"id": 0, "problem": "Find $x$ ...", "answer": "025"}.
 
-    The question may be called `question` or `problem`; `where` names the row in the DatasetError.
+    The question may be called `question` or `problem`, the answer stand after "####" as in GSM8K, and a multiple
+    choice have its `options` in a list, or be a row of GPQA. `where` names the row in the DatasetError.
     """
     if not isinstance(row, dict):
         raise DatasetError(f"{where}: not a JSON object with a question and an answer")
+    row = gpqa_row(row) if "Correct Answer" in row else row
     question, answer = row.get("question", row.get("problem")), row.get("answer")
     if not isinstance(question, str) or not question.strip():
         raise DatasetError(f"{where}: no 'question' (or 'problem') text")
     if answer is None or isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
         raise DatasetError(f"{where}: no 'answer'")
-    expected = parse_integer(str(answer))
-    if expected is None:
-        raise DatasetError(f"{where}: the answer {str(answer)[:40]!r} is not an integer")
-    identifier = default_id if row.get("id") is None else str(row["id"])
-    return Problem(encodable(identifier), encodable(question), expected)
+    identifier = encodable(default_id if row.get("id") is None else str(row["id"]))
+    question, answer = encodable(question), str(answer).rpartition("####")[2].strip()
+    options = row.get("options", row.get("choices"))
+    if options is not None:
+        texts, right = read_options(options, answer, where)
+        return multiple_choice(identifier, question, texts, right, seed)
+    expected = parse_integer(answer) or (answer if is_letter(answer) else None)
+    if not expected:
+        raise DatasetError(f"{where}: the answer {answer[:40]!r} is not an integer")
+    return Problem(identifier, question, expected)
+
+
+def gpqa_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of GPQA, {"Question": ..., "Correct Answer": ..., "Incorrect Answer 1": ..., ...}, in our own terms."""
+    columns = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+    return {"question": row.get("Question"), "options": [row.get(column) for column in columns], "answer": "A"}
+
+
+def read_options(options: object, answer: str, where: str) -> tuple[list[str], int]:
+    """The options of a multiple choice and the number of the right one, which `answer` gives by letter or text."""
+    texts = [encodable(text.strip()) for text in typed(options, list) if isinstance(text, str)]
+    if not 2 <= len(texts) == len(typed(options, list)) <= len(LETTERS):
+        raise DatasetError(f"{where}: the options are not a list of 2 to {len(LETTERS)} texts")
+    right = LETTERS.index(answer) if is_letter(answer) else texts.index(answer) if answer in texts else len(texts)
+    if right >= len(texts):
+        raise DatasetError(f"{where}: the answer {answer[:40]!r} is neither the letter nor the text of an option")
+    return texts, right
+
+
+def multiple_choice(identifier: str, question: str, options: list[str], right: int, seed: int) -> Problem:
+    """A Problem with the options after the question as A), B), C), ... in an order that (seed, id) decides."""
+    # By hashes, not by `random`, so that every version of Python shuffles alike.
+    order = sorted(range(len(options)), key=lambda i: hashlib.sha256(f"{seed} {identifier} {i}".encode()).digest())
+    lines = [f"{letter}) {options[i]}" for letter, i in zip(LETTERS, order, strict=False)]
+    return Problem(identifier, "\n".join([question.strip(), "", *lines]), LETTERS[order.index(right)], order)
+
+
+def is_letter(text: str) -> bool:
+    """Whether a text is the letter of an option and nothing else."""
+    return len(text) == 1 and text in LETTERS
 
 
 def encodable(text: str) -> str:
@@ -655,7 +1288,7 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def file_problems(path: Path) -> Iterator[Problem]:
+def file_problems(path: Path, seed: int) -> Iterator[Problem]:
     """The problems of a JSONL file, one object a line; a problem without an id is called by its line number."""
     try:
         lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
@@ -671,20 +1304,21 @@ def file_problems(path: Path) -> Iterator[Problem]:
             except (ValueError, RecursionError) as error:
                 reason = getattr(error, "msg", error)
                 raise DatasetError(f"{where}: not JSON in UTF-8 ({reason})") from None
-            yield make_problem(row, str(number), where)
+            yield make_problem(row, str(number), where, seed)
 
 
-def hub_problems(name: str, hub: HubDataset) -> Iterator[Problem]:
+def hub_problems(name: str, hub: HubDataset, seed: int) -> Iterator[Problem]:
     """The problems of a hub dataset; rows look like {"question": "Find ...", "answer": "70"}."""
     for config, prefix in hub.parts:
         for number, row in enumerate(hub_rows(name, hub, config), 1):
             where = f"{hub.repo} {config or ''} row {number}"
-            yield make_problem(row, f"{prefix}{number}", where)
+            yield make_problem(row, f"{prefix}{number}", where, seed)
 
 
 def hub_rows(name: str, hub: HubDataset, config: str | None) -> Iterator[dict[str, Any]]:
     """The rows of one configuration: from the cache of the `datasets` library, else from the hub."""
     import datasets  # noqa: PLC0415 - takes a second and 150 MB, which local files need not pay
+    from huggingface_hub import get_token  # noqa: PLC0415
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
@@ -699,6 +1333,8 @@ def hub_rows(name: str, hub: HubDataset, config: str | None) -> Iterator[dict[st
     endpoint = datasets.config.HF_ENDPOINT
     if offline:
         tried += " and HF_HUB_OFFLINE is set"
+    elif hub.gated and not get_token():
+        tried += f" and it needs a token: accept its terms at {endpoint}/datasets/{hub.repo}, then set HF_TOKEN"
     elif not hub_answers(endpoint):
         tried += f" and {endpoint} does not answer"
     else:
@@ -731,23 +1367,23 @@ def hub_answers(endpoint: str) -> bool:
 CONNECT_SECONDS = 10.0
 PROBE_SECONDS = 10.0
 RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+SCHEMA_REFUSED = frozenset({400, 415, 422, 501})  # how servers refuse a response_format that they do not know
 LOADING_SECONDS = 600.0
 LOADING_POLL_SECONDS = 0.5
 NO_RESPONSE = frozenset({"error", "abort", "cancelled", "content_filter"})  # finish reasons of servers, not models
-SECRET_LENGTH = 8  # a shorter key is a placeholder such as "none"; blanking it out would damage answers
 
 
-def parse_endpoint(text: str) -> str:
+def parse_endpoint(text: str, option: str = "--endpoint", key: str = "LLAMA_API_KEY") -> str:
     """The base URL of a server, without a trailing slash or the path of its API; raises UsageError for no URL."""
     if set(text) & set("@?#"):  # where secrets hide, so it is not repeated either
-        raise UsageError("--endpoint takes a bare URL, like http://localhost:8033: give the key by LLAMA_API_KEY")
+        raise UsageError(f"{option} takes a bare URL, like http://localhost:8033: give the key by {key}")
     try:
         url = urlsplit(text.strip())
         valid = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:
         valid = False
     if not valid:
-        raise UsageError(f"--endpoint '{text}' is not a URL: write it like http://localhost:8033")
+        raise UsageError(f"{option} '{text}' is not a URL: write it like http://localhost:8033")
     path = url.path.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1").rstrip("/")
     return f"{url.scheme}://{url.netloc}{path}"
 
@@ -759,6 +1395,7 @@ class Client:
         self.base_url = base_url
         self.api_key = api_key
         self.timeout = timeout
+        self.rejects_schema = False
         self.session = requests.Session()
         self.session.auth = self._authorize  # a callable, so that no .netrc entry replaces the header
         # What runs on this machine is not behind the proxy that the environment may name.
@@ -774,10 +1411,23 @@ class Client:
         return self._request("GET", path, None, PROBE_SECONDS)
 
     def complete(self, body: dict[str, Any]) -> Response:
-        """The server's Response to one chat completion request; raises RequestError."""
+        """The server's Response to one chat completion request; raises RequestError.
+
+        A response_format that the server refuses is left out, from this request and all later ones.
+        """
         started = time.monotonic()
-        reply = self._request("POST", "/v1/chat/completions", body, self.timeout)
+        free = {name: value for name, value in body.items() if name != "response_format"}
+        try:
+            reply = self._post(free if self.rejects_schema else body)
+        except RequestError as error:
+            if error.status not in SCHEMA_REFUSED or self.rejects_schema or len(free) == len(body):
+                raise
+            reply = self._post(free)  # which fails as well if the request has any other fault
+            self.rejects_schema = True
         return read_completion(reply, time.monotonic() - started)
+
+    def _post(self, body: dict[str, Any]) -> Any:
+        return self._request("POST", "/v1/chat/completions", body, self.timeout)
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> Any:
         try:
@@ -807,22 +1457,44 @@ class Client:
         return checked_reply(reply.status_code, payload, text)
 
     def redact(self, value: Any) -> Any:
-        """`value`, text or parsed JSON, without the API key, which a server may send back in an error."""
-        if not self.api_key or len(self.api_key) < SECRET_LENGTH:
-            return value
-        if isinstance(value, str):
-            return value.replace(self.api_key, "[api key]")
-        if isinstance(value, dict):
-            return {self.redact(name): self.redact(entry) for name, entry in value.items()}
-        return [self.redact(entry) for entry in value] if isinstance(value, list) else value
+        """`value` without the API key, which a server may send back in an error."""
+        return redact(value, self.api_key)
 
 
-Json = TypeVar("Json", str, "dict[str, Any]", "list[Any]")
+BACKOFF_SECONDS = 0.5  # doubles with each attempt; the wait is a random part of it, so that clients spread
+BACKOFF_LIMIT = 30.0
 
 
-def typed(value: object, kind: type[Json]) -> Json:
-    """`value` where it is of the `kind` it should be, else an empty one: a null content is "", say."""
-    return value if isinstance(value, kind) else kind()
+def complete_patiently(
+    client: Client, body: dict[str, Any], max_retries: int, stop: threading.Event
+) -> tuple[Response, int]:
+    """The Response to a request and how many attempts it took; raises RequestError when none is left, or on `stop`."""
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            return client.complete(body), attempt
+        except RequestError as error:
+            error.attempts = attempt
+            if not error.retryable or attempt > max_retries or stop.wait(backoff(attempt)):
+                raise
+
+
+def backoff(attempt: int) -> float:
+    """Seconds to wait after failed attempt 1, 2, ...: exponential with full jitter."""
+    return random.uniform(0, min(BACKOFF_LIMIT, BACKOFF_SECONDS * 2 ** min(attempt - 1, 10)))
+
+
+def asker(url: str, api_key: str | None, timeout: float, max_retries: int) -> Ask:
+    """A function that sends chat completion requests to one server, from any thread, retrying those that fail."""
+    own, never = threading.local(), threading.Event()
+
+    def ask(body: dict[str, Any]) -> Response:
+        if not hasattr(own, "client"):
+            own.client = Client(url, api_key, timeout)
+        return complete_patiently(own.client, body, max_retries, never)[0]
+
+    return ask
 
 
 def as_number(value: object) -> float | None:
@@ -907,8 +1579,13 @@ def preflight(url: str, threads: int, api_key: str | None, say: Callable[[str], 
     A model still being loaded is waited for. /health, /v1/models and /props are each optional: only a
     llama-server has all three.
     """
+    wait_until_loaded(Client(url, api_key, PROBE_SECONDS), say)
+    return look_at(url, threads, api_key)
+
+
+def look_at(url: str, threads: int, api_key: str | None) -> Endpoint:
+    """What the server at `url` says of itself now; raises EndpointError when it cannot be used."""
     client = Client(url, api_key, PROBE_SECONDS)
-    wait_until_loaded(client, say)
     listed = typed(typed(ask(client, "/v1/models"), dict).get("data"), list)
     models = [entry for entry in listed if isinstance(entry, dict) and model_names(entry)]
     return Endpoint(url, threads, models, typed(ask(client, "/props"), dict) or None)
@@ -963,7 +1640,7 @@ def model_names(entry: dict[str, Any]) -> list[str]:
     return [name for name in names if isinstance(name, str) and name]
 
 
-def choose_model(wanted: str | None, endpoints: list[Endpoint]) -> str | None:
+def choose_model(wanted: str | None, endpoints: list[Endpoint], option: str = "--model") -> str | None:
     """The model to ask for: `wanted`, else the one that every endpoint serves; None when none of them says.
 
     Raises EndpointError when there is a choice, or when an endpoint serves another model: llama-server answers
@@ -972,7 +1649,7 @@ def choose_model(wanted: str | None, endpoints: list[Endpoint]) -> str | None:
     for endpoint in endpoints:
         listed = ", ".join(one_line(model_names(entry)[0]) for entry in endpoint.models[:8])
         if wanted is None and len(endpoint.models) > 1:
-            raise EndpointError(f"{endpoint.url} serves several models: choose one with --model: {listed}")
+            raise EndpointError(f"{endpoint.url} serves several models: choose one with {option}: {listed}")
         if wanted is None and endpoint.models:
             wanted = model_names(endpoint.models[0])[0]
         if endpoint.models and not any(wanted in model_names(entry) for entry in endpoint.models):
@@ -1035,6 +1712,8 @@ def summarize(state: EvalState) -> dict[str, Any]:
     accuracy = counts["correct"] / scored if scored else None
     total, missing = len(state.tasks), len(state.tasks) - scored
     responses = [s.response for s in state.task_states.values() if s.response]
+    grades = [s.grade for s in state.task_states.values() if s.grade and s.status in SCORED]
+    doubly = [grade for grade in grades if grade.rule]
     generated = [r.completion_tokens for r in responses if r.completion_tokens is not None]
     return {
         "counts": {status: counts[status] for status in STATUSES},
@@ -1044,6 +1723,9 @@ def summarize(state: EvalState) -> dict[str, Any]:
         "interval": wilson_interval(accuracy, problems) if accuracy is not None else None,
         "interval_method": f"Wilson, 95 %, n = {problems:.4g} problems",
         "range": (counts["correct"] / total, (counts["correct"] + missing) / total),
+        "graded_by": dict(Counter(grade.grader for grade in grades)),
+        "graded_by_rule_too": len(doubly),
+        "same_verdict_by_rule": sum(grade.verdict == grade.rule.verdict for grade in doubly if grade.rule),
         "responses": len(responses),
         "responses_with_token_counts": len(generated),
         "prompt_tokens": sum(r.prompt_tokens or 0 for r in responses),
@@ -1051,15 +1733,22 @@ def summarize(state: EvalState) -> dict[str, Any]:
     }
 
 
+def review_list(state: EvalState) -> list[dict[str, str]]:
+    """The tasks that a person should look at, each with the reason."""
+    grades = ((task.id, state.task_states[task.id].grade) for task in state.tasks)
+    return [{"task": task_id, "reason": grade.review} for task_id, grade in grades if grade and grade.review]
+
+
 # ---- state on disk --------------------------------------------------------------------------------------
 
+GRADER_SETTINGS = frozenset({"grader", "judge model", "judge prompt", "command"})
 DUMP_SHARE = 0.02  # of the run's time at the most goes into writing the state
 
 
 def new_run(dataset: Dataset, prompt: Prompt, sampling: Sampling, samples: int, limit: int | None) -> EvalState:
     """A run with all its tasks pending, breadth first: a run that is stopped has still asked evenly."""
     tasks = [
-        Task(f"{dataset.name}/{p.id}#{sample}", p.id, sample, p.question, p.expected)
+        Task(f"{dataset.name}/{p.id}#{sample}", p.id, sample, p.question, p.expected, p.order)
         for sample in range(samples)
         for p in dataset.problems[:limit]
     ]
@@ -1083,14 +1772,7 @@ def timestamp() -> str:
 
 def continue_run(previous: EvalState, new: EvalState) -> EvalState:
     """`new` with what `previous` has done; more samples or problems are fine, other settings a StateError."""
-    old_settings, new_settings = settings(previous), settings(new)
-    changed = [
-        f"{name} was {one_line(json.dumps(old), 60)}, is now {one_line(json.dumps(new_settings[name]), 60)}"
-        for name, old in old_settings.items()
-        if old != new_settings[name] and (name != "model" or new.model)  # without --model it is what is served
-    ]
-    if changed:
-        raise StateError(f"cannot resume with other settings: {'; '.join(changed)}")
+    check_settings(previous, new)
     dropped = len(previous.task_states.keys() - new.task_states.keys())
     if dropped:
         raise StateError(
@@ -1099,7 +1781,25 @@ def continue_run(previous: EvalState, new: EvalState) -> EvalState:
     new.task_states.update(previous.task_states)
     new.id, new.created = previous.id, previous.created
     new.model, new.endpoints = previous.model, previous.endpoints
+    new.grader = {name: value or previous.grader.get(name) for name, value in new.grader.items()}
     return new
+
+
+def check_settings(previous: EvalState, new: EvalState) -> None:
+    """Raise StateError, which lists the differences, unless both runs ask for the same results."""
+    before, now = settings(previous), settings(new)
+    known = {"judge model"} if before.get("judge model") is None else set()  # it was out of reach
+    known |= {name for name in ("model", "judge model") if now.get(name) is None}  # it is what is served
+    changed = [name for name, old in before.items() if old != now.get(name) and name not in known]
+    if changed:
+        told = (f"{n} was {brief(before[n])}, is now {brief(now.get(n))}" for n in changed)
+        hint = "; --regrade grades what is there in another way" if GRADER_SETTINGS & set(changed) else ""
+        raise StateError(f"cannot resume with other settings: {'; '.join(told)}{hint}")
+
+
+def brief(value: Any) -> str:
+    """A setting as a few words of JSON."""
+    return one_line(json.dumps(value), 60)
 
 
 def settings(state: EvalState) -> dict[str, Any]:
@@ -1110,7 +1810,7 @@ def settings(state: EvalState) -> dict[str, Any]:
         "model": state.model,
         **{f"prompt {name}": value for name, value in vars(state.prompt).items()},
         **vars(state.sampling),
-        "grader": state.grader,
+        **{"grader" if name == "name" else name.replace("_", " "): value for name, value in state.grader.items()},
     }
 
 
@@ -1169,15 +1869,20 @@ def task_state_from_json(data: dict[str, Any]) -> TaskState:
     """One entry of task_states as a TaskState."""
     if data["status"] not in STATUSES:
         raise ValueError(f"has the unknown status {data['status']!r}")
-    grade = Grade(**data["grade"]) if data["grade"] else None
+    grade = grade_from_json(data["grade"]) if data["grade"] else None
     response = Response(**data["response"]) if data["response"] else None
     return TaskState(**{**data, "grade": grade, "response": response})
+
+
+def grade_from_json(data: dict[str, Any]) -> Grade:
+    """A Grade, with the one by rule within it, if any."""
+    return Grade(**{**data, "rule": grade_from_json(data["rule"]) if data.get("rule") else None})
 
 
 def state_to_json(state: EvalState) -> Iterator[str]:
     """The lines of the state file: a header to read, then one line a task and one line a task state."""
     header = {name: value for name, value in vars(state).items() if name not in ("tasks", "task_states")}
-    header = {"schema_version": SCHEMA_VERSION, **header, "summary": summarize(state)}
+    header = {"schema_version": SCHEMA_VERSION, **header, "summary": summarize(state), "review": review_list(state)}
     yield json.dumps(header, default=vars, ensure_ascii=False, indent=1).removesuffix("\n}")
     yield ',\n "tasks": [\n  '
     yield ",\n  ".join(json.dumps(task, default=vars, ensure_ascii=False) for task in state.tasks)
@@ -1236,9 +1941,6 @@ class StateFile:
 
 # ---- processor ------------------------------------------------------------------------------------------
 
-BACKOFF_SECONDS = 0.5  # doubles with each attempt; the wait is a random part of it, so that clients spread
-BACKOFF_LIMIT = 30.0
-
 Finished = tuple[Task, TaskState]
 Report = Callable[[Task, TaskState], None]
 
@@ -1254,8 +1956,9 @@ class Limits:
 class Processor:
     """Fans the open tasks of a run out over its endpoints, grades the responses, and dumps as it goes.
 
-    Worker threads share one queue, so that a faster endpoint takes more of it. They return values; only the
-    thread that calls `process` changes the state, writes and prints.
+    Worker threads share one queue, so that a faster endpoint takes more of it; others grade, so that a slow grader
+    holds up no endpoint. They return values; only the thread that calls `process` changes the state, writes and
+    prints. Without endpoints, the tasks that have a response are graded and the others left alone.
     """
 
     def __init__(self, endpoints: list[Endpoint], grader: Grader, api_key: str | None, limits: Limits) -> None:
@@ -1264,6 +1967,10 @@ class Processor:
         self.api_key = api_key
         self.limits = limits
         self.stop = threading.Event()
+        self.todo: queue.SimpleQueue[Task] = queue.SimpleQueue()
+        self.answered: queue.SimpleQueue[tuple[Task, TaskState, Response] | None] = queue.SimpleQueue()
+        # Carries the URL of an endpoint to say that it refuses a response_format.
+        self.done: queue.SimpleQueue[Finished | str | BaseException] = queue.SimpleQueue()
         # What `done` has carried, too: a signal may fall between taking a result from there and entering it.
         self.finished: dict[str, TaskState] = {}
 
@@ -1272,29 +1979,54 @@ class Processor:
 
         Calls `report` with each task as it finishes, and `warn` with a line on what went wrong beside them.
         """
-        tasks = state.open_tasks()
-        todo: queue.SimpleQueue[Task] = queue.SimpleQueue()
-        done: queue.SimpleQueue[Finished | BaseException] = queue.SimpleQueue()
-        for task in tasks:
-            todo.put(task)
         try:
-            for endpoint in self._seats()[: len(tasks)]:
-                # Daemons, so that a stopped run does not wait for answers that nobody will read.
-                threading.Thread(target=self._work, args=(endpoint, state, todo, done), daemon=True).start()
-            for _ in tasks:
-                item = done.get()
+            remaining = self._start(state)
+            while remaining:
+                item = self.done.get()
                 if isinstance(item, BaseException):
                     raise item
-                self._absorb(item, state, file, warn)
-                report(*item)
+                if isinstance(item, str):
+                    self._note_refusal(item, state, warn)
+                    continue
+                task, result = item
+                self._absorb(task, result, state, file, warn)
+                if result.grade or not result.response:
+                    remaining -= 1
+                    report(task, result)
             self._finish(state, file)
         except BaseException:  # a signal may also arrive in the middle of finishing
             self._finish(state, file)
             raise
 
-    def _absorb(self, item: Finished, state: EvalState, file: StateFile, warn: Callable[[str], None]) -> None:
-        """Enter one finished task into the state and the file."""
-        task, result = item
+    def _start(self, state: EvalState) -> int:
+        """Queue the open tasks and start the threads that work on them; returns the number of tasks."""
+        asked = graded = 0
+        for task in state.open_tasks():
+            result = state.task_states[task.id]
+            if result.response:
+                self.answered.put((task, result, result.response))
+                graded += 1
+            elif self.endpoints:
+                self.todo.put(task)
+                asked += 1
+        # Daemons, so that a stopped run does not wait for answers that nobody will read.
+        for endpoint in self._seats()[:asked]:
+            threading.Thread(target=self._passing_on, args=(self._generate, endpoint, state), daemon=True).start()
+        for _ in range(min(self.grader.threads, asked + graded)):
+            threading.Thread(target=self._passing_on, args=(self._grade,), daemon=True).start()
+        return asked + graded
+
+    def _note_refusal(self, url: str, state: EvalState, warn: Callable[[str], None]) -> None:
+        """Enter into the state that an endpoint refuses a response_format, and say so once."""
+        for number, endpoint in enumerate(state.endpoints):
+            if endpoint.url == url and not endpoint.rejects_schema:
+                state.endpoints[number] = replace(endpoint, rejects_schema=True)
+                warn(f"WARNING: {url} refuses response_format: its answers are only asked to follow the JSON schema")
+
+    def _absorb(
+        self, task: Task, result: TaskState, state: EvalState, file: StateFile, warn: Callable[[str], None]
+    ) -> None:
+        """Enter what became of one task into the state and the file."""
         state.task_states[task.id] = result
         try:
             file.record(state, task)
@@ -1304,69 +2036,75 @@ class Processor:
     def _finish(self, state: EvalState, file: StateFile) -> None:
         """Save everything that has finished, also what was not looked at yet."""
         self.stop.set()
+        self.grader.close()
+        for _ in range(self.grader.threads):
+            self.answered.put(None)
         state.task_states.update(self.finished.copy())
         file.save(state)
 
     def _seats(self) -> list[Endpoint]:
         """An endpoint for each thread, dealt out in turn, so that a few tasks still use every endpoint."""
-        rounds = max(endpoint.threads for endpoint in self.endpoints)
+        rounds = max((endpoint.threads for endpoint in self.endpoints), default=0)
         return [e for turn in range(rounds) for e in self.endpoints if turn < e.threads]
 
-    def _work(
-        self,
-        endpoint: Endpoint,
-        state: EvalState,
-        todo: queue.SimpleQueue[Task],
-        done: queue.SimpleQueue[Finished | BaseException],
-    ) -> None:
-        """One thread: takes tasks until there are none. An unforeseen error goes to the owner, who raises it."""
+    def _passing_on(self, work: Callable[..., None], *args: Any) -> None:
+        """Run the `work` of one thread; an unforeseen error goes to the owner, who raises it."""
         try:
-            client = Client(endpoint.url, self.api_key, self.limits.request_timeout)
-            while not self.stop.is_set():
-                task = todo.get_nowait()
-                result = self._run(task, client, request_body(task, state))
-                if result is not None:
-                    self.finished[task.id] = result
-                    done.put((task, result))
-        except queue.Empty:
-            pass
+            work(*args)
         except BaseException as error:  # noqa: BLE001 - passed on, not handled
-            done.put(error)
+            self.done.put(error)
 
-    def _run(self, task: Task, client: Client, body: dict[str, Any]) -> TaskState | None:
-        """What becomes of one task: graded, or an error once no attempt is left; None when the run is stopped."""
-        started, attempt = timestamp(), 0
-        while True:
-            attempt += 1
-            outcome: dict[str, Any] = {"endpoint": client.base_url, "attempts": attempt, "started": started}
-            try:
-                response = client.complete(body)
-            except RequestError as error:
-                if not error.retryable or attempt > self.limits.max_retries:
-                    return TaskState("error", error=str(error), finished=timestamp(), **outcome)
-                if self.stop.wait(backoff(attempt)):
-                    return None
-            else:
-                grade = self.grader.grade(task, response)
-                return TaskState(grade.verdict, grade, response, finished=timestamp(), **outcome)
+    def _return(self, task: Task, result: TaskState) -> None:
+        """Hand what became of a task to the owner."""
+        self.finished[task.id] = result
+        self.done.put((task, result))
 
+    def _generate(self, endpoint: Endpoint, state: EvalState) -> None:
+        """One thread of an endpoint: takes tasks until there are none."""
+        client = Client(endpoint.url, self.api_key, self.limits.request_timeout)
+        with contextlib.suppress(queue.Empty):
+            while not self.stop.is_set():
+                task = self.todo.get_nowait()
+                known = client.rejects_schema
+                result = self._ask(client, request_body(task, state))
+                if client.rejects_schema and not known:
+                    self.done.put(endpoint.url)
+                if result is not None:
+                    self._return(task, result)
+                if result is not None and result.response:
+                    self.answered.put((task, result, result.response))
 
-def backoff(attempt: int) -> float:
-    """Seconds to wait after failed attempt 1, 2, ...: exponential with full jitter."""
-    return random.uniform(0, min(BACKOFF_LIMIT, BACKOFF_SECONDS * 2 ** min(attempt - 1, 10)))
+    def _ask(self, client: Client, body: dict[str, Any]) -> TaskState | None:
+        """One task's response, or an error once no attempt is left; None when the run is stopped."""
+        outcome: dict[str, Any] = {"endpoint": client.base_url, "started": timestamp()}
+        try:
+            response, attempts = complete_patiently(client, body, self.limits.max_retries, self.stop)
+        except RequestError as error:
+            if self.stop.is_set():
+                return None
+            return TaskState("error", error=str(error), attempts=error.attempts, finished=timestamp(), **outcome)
+        return TaskState("ungraded", response=response, attempts=attempts, finished=timestamp(), **outcome)
+
+    def _grade(self) -> None:
+        """One thread that grades: takes responses for as long as the run lasts."""
+        while (item := self.answered.get()) and not self.stop.is_set():
+            task, result, response = item
+            grade = self.grader.grade(task, response)
+            if grade.verdict != "ungraded" or not self.stop.is_set():  # which fails what is being graded
+                self._return(task, replace(result, status=grade.verdict, grade=grade))
 
 
 def request_body(task: Task, state: EvalState) -> dict[str, Any]:
     """The chat completion request for one task, the same whenever and wherever it is sent."""
     messages = [{"role": "system", "content": state.prompt.system}] if state.prompt.system else []
-    # Replaced, not formatted: questions and templates are full of LaTeX braces.
-    messages.append({"role": "user", "content": state.prompt.template.replace("{question}", task.question)})
+    messages.append({"role": "user", "content": fill(state.prompt.template, question=task.question)})
     sampling = {name: value for name, value in vars(state.sampling).items() if value is not None}
     extra_body = sampling.pop("extra_body")
     if state.sampling.seed is not None:
         sampling["seed"] = task_seed(state.sampling.seed, task.id)
     model = {"model": state.model} if state.model else {}
-    return {**model, "messages": messages, **sampling, **extra_body}
+    schema = {"response_format": response_format(state.prompt.schema)} if state.prompt.schema else {}
+    return {**model, "messages": messages, **schema, **sampling, **extra_body}
 
 
 def task_seed(run_seed: int, task_id: str) -> int:
@@ -1386,11 +2124,19 @@ def task_line(task: Task, result: TaskState, number: int, total: int) -> str:
     response = result.response
     if response is None:
         return f"{start}  {one_line(result.error)}, {result.attempts} attempts  {where}"
+    if result.status == "ungraded":
+        return f"{start}  {one_line(result.grade.explanation) if result.grade else 'not graded yet'}"
     answer = result.grade.answer if result.grade else None
     shown = one_line(answer, 24) if answer is not None else result.status.replace("_", " ")
     tokens = "-" if response.completion_tokens is None else response.completion_tokens
     speed = "-" if response.tokens_per_second is None else f"{response.tokens_per_second:.1f}"
     return f"{start}  {shown:<9} {tokens:>6} tok {speed:>8} tok/s {response.seconds:>7.1f} s  {where}"
+
+
+def change_line(task: Task, before: TaskState, after: TaskState) -> str:
+    """A verdict that is another one than before."""
+    start = f"{one_line(f'{task.problem}#{task.sample}', 24):<9} {before.status} -> {after.status}"
+    return start + (f"  {one_line(after.grade.explanation)}" if after.grade else "")
 
 
 def comparison_line(task: Task, result: TaskState) -> str:
@@ -1400,6 +2146,8 @@ def comparison_line(task: Task, result: TaskState) -> str:
         return f"    no response, expected {task.expected}"
     if grade.answer is not None:
         return f"    answered {one_line(grade.answer)}, expected {task.expected} (found by: {grade.method})"
+    if grade.verdict == "ungraded":
+        return f"    not graded, expected {task.expected}"
     ending = one_line(response.content[-300:] or response.reasoning[-300:])
     return f"    no answer ({grade.method}), expected {task.expected}; the response ends: {ending!r}"
 
@@ -1421,8 +2169,22 @@ def headline(summary: dict[str, Any]) -> str:
     return line + (still if summary["scored"] < summary["tasks"] else "")
 
 
-def summary_text(state: EvalState, seconds: float, path: Path, next_step: tuple[str, str]) -> str:
-    """The end of a run: headline, counts by status, tokens, time, the file, and what to do next by which command."""
+def graders_text(summary: dict[str, Any]) -> str:
+    """Who gave how many verdicts, and how often the rules of text came to the same one."""
+    text = ", ".join(f"{count} by {name}" for name, count in sorted(summary["graded_by"].items())) or "none"
+    both = summary["graded_by_rule_too"]
+    return f"{text}; the rules of text agree with {summary['same_verdict_by_rule']} of {both}" if both else text
+
+
+def review_text(state: EvalState) -> str:
+    """The tasks that a person should look at, one line each."""
+    entries = review_list(state)
+    lines = [f"          {one_line(e['task'].partition('/')[2], 24):<9} {e['reason']}" for e in entries]
+    return "\n".join([f"review    {len(entries)} task{'s' * (len(entries) != 1)} to look at", *lines])
+
+
+def summary_text(state: EvalState, seconds: float, path: Path, more: dict[str, str]) -> str:
+    """The end of a run: headline, counts by status, graders, tokens, time, the file, and `more` rows by their names."""
     summary = summarize(state)
     problems = len({task.problem for task in state.tasks})
     samples = sample_count(state)
@@ -1435,11 +2197,14 @@ def summary_text(state: EvalState, seconds: float, path: Path, next_step: tuple[
         "run": f"{state.dataset['name']}, {size}{model}",
         "accuracy": headline(summary),
         "counts": ", ".join(f"{count} {status}" for status, count in counts.items()),
+        "grading": graders_text(summary),
         "tokens": tokens_text(summary),
         "time": f"{seconds:.1f} s",
         "state": str(path),
-        next_step[0]: next_step[1],
+        **more,
     }
+    if state.grader["name"] == RegexGrader.name:
+        del rows["grading"]
     return "\n".join(f"{name:<9} {text}" for name, text in rows.items())
 
 
@@ -1462,6 +2227,7 @@ class Console:
 
     def __init__(self, state: EvalState, verbose: bool, quiet: bool) -> None:
         self.state = state
+        self.before: dict[str, TaskState] = {}  # what is graded again, of which only the changes are of interest
         self.verbose = verbose
         self.quiet = quiet
         self.counts = Counter(s.status for s in state.task_states.values() if s.status in SCORED)
@@ -1506,8 +2272,12 @@ class Console:
                 accuracy = percent(self.counts["correct"] / scored) if scored else "-"
                 self.bar.set_postfix_str(f"accuracy {accuracy}, {self.counts['error']} errors", refresh=False)
                 self.bar.update()
-        self.note(task_line(task, result, self.counts.total(), len(self.state.tasks)))
-        if self.verbose:
+        before = self.before.get(task.id)
+        if before is None:
+            self.note(task_line(task, result, self.counts.total(), len(self.state.tasks)))
+        elif before.status != result.status:
+            self.note(change_line(task, before, result))
+        if self.verbose and (before is None or before.status != result.status):
             self.say(comparison_line(task, result))
 
     def close(self) -> None:
@@ -1561,23 +2331,52 @@ def simulator_url(process: subprocess.Popen[str], log: TextIO) -> str:
 # ---- evaluation -----------------------------------------------------------------------------------------
 
 
-def plan(args: argparse.Namespace, dataset: Dataset) -> EvalState:
+def plan(args: argparse.Namespace, dataset: Dataset, grader: Grader) -> EvalState:
     """The run that the command line describes, none of it done yet."""
-    prompt = Prompt(args.answer_format, PROMPTS[args.answer_format], args.system_prompt)
+    kind = kind_of(dataset.problems[0].expected).name
+    template = args.prompt_file or "{question}\n\n" + INSTRUCTIONS[kind, args.answer_format]
+    schema = ANSWER_SCHEMAS[kind] if args.answer_format == "schema" else None
+    prompt = Prompt(args.answer_format, template, args.system_prompt, schema)
     names = [entry.name for entry in fields(Sampling)]
     sampling = Sampling(**{name: getattr(args, name) for name in names})
     run = new_run(dataset, prompt, sampling, args.samples, args.limit)
-    run.model = args.model
+    run.model, run.grader = args.model, grader.settings
     return run
 
 
+def make_grader(args: argparse.Namespace, answer_format: str) -> Grader:
+    """The grader that the command line asks for; raises UsageError or GraderError when it cannot work."""
+    rule = RegexGrader(answer_format)
+    if args.grader == CommandGrader.name:
+        secrets = (args.api_key, args.judge_api_key)
+        return CommandGrader(rule, args.grader_cmd, args.grader_timeout, args.grader_threads, secrets)
+    if args.grader == RegexGrader.name:
+        return rule
+    ask = asker(args.judge_endpoint, args.judge_api_key, args.grader_timeout, args.grader_retries)
+    judging = JudgeGrader if args.grader == JudgeGrader.name else CascadeGrader
+    return judging(rule, ask, args.judge_model, args.grader_threads)
+
+
+def needs_endpoints(state: EvalState) -> bool:
+    """Whether a task of the run still waits for its response."""
+    return any(state.task_states[task.id].response is None for task in state.open_tasks())
+
+
 @contextlib.contextmanager
-def connected(args: argparse.Namespace, state: EvalState, console: Console) -> Iterator[None]:
-    """Within the block the endpoints are up, described in `state`, and serve its model."""
+def connected(args: argparse.Namespace, state: EvalState, console: Console) -> Iterator[list[Endpoint]]:
+    """The endpoints, which for the length of the block are up, described in `state`, and serve its model.
+
+    There are none where the run needs none: where all that is left to do is to grade.
+    """
+    if args.regrade or not needs_endpoints(state):
+        yield []
+        return
     with contextlib.ExitStack() as stack:
         urls = args.endpoint
         if args.simulate is not None:
             urls = [stack.enter_context(simulator(args.simulate, args.dataset))]
+        if not urls:
+            raise UsageError("name a server with --endpoint URL, or have one simulated with --simulate")
         endpoints = [preflight(url, n, args.api_key, console.say) for url, n in zip(urls, args.threads, strict=True)]
         state.model = choose_model(state.model, endpoints)
         state.endpoints = [
@@ -1587,16 +2386,38 @@ def connected(args: argparse.Namespace, state: EvalState, console: Console) -> I
             console.note(describe(endpoint))
             for warning in misfits(endpoint, args.max_tokens):
                 console.say(warning)
-        yield
+        yield state.endpoints
 
 
-def run_open_tasks(args: argparse.Namespace, state: EvalState, output: Path, console: Console) -> BaseException | None:
+def find_judge(args: argparse.Namespace, state: EvalState, console: Console, required: bool) -> None:
+    """Settle in `state` which model judges; raises EndpointError when the judge cannot be used.
+
+    Unless it is `required` at once, a judge out of reach is only warned of: the responses can be graded later.
+    """
+    try:
+        judge = look_at(args.judge_endpoint, args.grader_threads, args.judge_api_key)
+    except EndpointError as error:
+        if required:
+            raise
+        console.say(f"WARNING: the judge is not there yet: {error}; what it does not grade waits for --resume")
+        return
+    state.grader["judge_model"] = choose_model(state.grader["judge_model"], [judge], "--judge-model")
+    console.note(f"judge {describe(judge)}")
+
+
+def run_open_tasks(
+    args: argparse.Namespace, state: EvalState, grader: Grader, output: Path, console: Console
+) -> BaseException | None:
     """Run what is open in `state`; returns what cut it short, Interrupted or StateError, if anything did."""
-    with connected(args, state, console):
+    with connected(args, state, console) as endpoints:
+        if args.judge_endpoint:
+            find_judge(args, state, console, required=not endpoints)
+        grader.settings = state.grader
         file = StateFile(output, args.dump_interval)
-        file.save(state)  # a place that cannot be written is found out before the first request
+        if endpoints:
+            file.save(state)  # a place that cannot be written is found out before the first request
         limits = Limits(args.request_timeout, args.max_retries)
-        processor = Processor(state.endpoints, RegexGrader(args.answer_format), args.api_key, limits)
+        processor = Processor(endpoints, grader, args.api_key, limits)
         try:
             console.start()
             processor.process(state, file, console.task, console.say)
@@ -1610,8 +2431,9 @@ def run_open_tasks(args: argparse.Namespace, state: EvalState, output: Path, con
 def evaluate(args: argparse.Namespace, argv: list[str]) -> int:
     """Run what the command line asks for; returns the exit status."""
     started = time.monotonic()
-    dataset = load_dataset(args.dataset)
-    state = plan(args, dataset)
+    dataset = load_dataset(args.dataset, args.seed or 0)
+    grader = make_grader(args, args.answer_format)
+    state = plan(args, dataset, grader)
     output = args.output or Path(f"{dataset.name}-{state.id}.json")
     check_output(output, args.resume, args.overwrite)
     if args.resume:
@@ -1619,25 +2441,60 @@ def evaluate(args: argparse.Namespace, argv: list[str]) -> int:
     console = Console(state, args.verbose, args.quiet)
     end = None
     if state.open_tasks():
-        end = run_open_tasks(args, state, output, console)
+        end = run_open_tasks(args, state, grader, output, console)
     else:
         console.say("nothing to do: every task of this run has its verdict")
-    console.say(summary_text(state, time.monotonic() - started, output, next_step(state, argv, output)))
+    return conclude(console, output, started, next_step(state, argv, output), end)
+
+
+def regrade(args: argparse.Namespace, argv: list[str]) -> int:
+    """Grade the responses of a finished run again, as the command line asks for; returns the exit status."""
+    started = time.monotonic()
+    state = load_state(args.regrade)
+    grader = make_grader(args, state.prompt.answer_format)
+    output = args.output or args.regrade
+    if os.path.realpath(output) != os.path.realpath(args.regrade):
+        check_output(output, resume=False, overwrite=args.overwrite)
+    before = dict(state.task_states)
+    if args.resume:
+        check_settings(state, replace(state, grader=grader.settings))
+    else:
+        state.grader = grader.settings
+        for task_id, result in before.items():
+            if result.response:
+                state.task_states[task_id] = replace(result, status="ungraded", grade=None)
+    console = Console(state, args.verbose, args.quiet)
+    console.before = before
+    end = run_open_tasks(args, state, grader, output, console)
+    changed = sum(before[task_id].status != result.status for task_id, result in state.task_states.items())
+    more = {"changed": f"{changed} of {len(before)} verdicts"}
+    if any(result.status == "ungraded" for result in state.task_states.values()):
+        more["resume"] = resume_command(argv, output)
+    return conclude(console, output, started, more, end)
+
+
+def conclude(console: Console, output: Path, started: float, more: dict[str, str], end: BaseException | None) -> int:
+    """Print how a run ended; returns the exit status, or raises what cut it short."""
+    state = console.state
+    if console.verbose:
+        console.say(review_text(state))
+    console.say(summary_text(state, time.monotonic() - started, output, more))
     if end:
         raise end
     return 3 if state.open_tasks() else 0
 
 
-def next_step(state: EvalState, argv: list[str], output: Path) -> tuple[str, str]:
+def next_step(state: EvalState, argv: list[str], output: Path) -> dict[str, str]:
     """What a person may want to do with a run, and the command that does it."""
     if state.open_tasks():
-        return "resume", resume_command(argv, output)
-    return "extend", resume_command(argv, output, samples=2 * sample_count(state))
+        return {"resume": resume_command(argv, output)}
+    return {"extend": resume_command(argv, output, samples=2 * sample_count(state))}
 
 
 def resume_command(argv: list[str], output: Path, samples: int | None = None) -> str:
     """The command that continues the run in `output`: the one that was given, less the key, plus --resume."""
-    dropped = {"--output", "--api-key", *(["--samples"] if samples else [])}
+    keys = {"--api-key": "LLAMA_API_KEY", "--judge-api-key": "JUDGE_API_KEY"}
+    dropped = {"--output", "--regrade", *keys, *(["--samples"] if samples else [])}
     kept: list[str] = []
     words = iter(argv)
     for word in words:
@@ -1645,33 +2502,16 @@ def resume_command(argv: list[str], output: Path, samples: int | None = None) ->
             next(words, None)
         elif word.split("=")[0] not in {*dropped, "--resume", "--overwrite"}:
             kept.append(word)
+    given = {word.split("=")[0] for word in argv}
     more = ["--samples", str(samples)] if samples else []
+    more += ["--regrade", str(output)] if "--regrade" in given else []
     python = os.path.relpath(sys.executable)
     interpreter = sys.executable if python.startswith("..") else python
     command = shlex.join([interpreter, sys.argv[0], *kept, *more, "--output", str(output), "--resume"])
-    flagged = any(word.split("=")[0] == "--api-key" for word in argv)
-    return f"LLAMA_API_KEY=... {command}" if flagged else command
+    return "".join(f"{variable}=... " for key, variable in keys.items() if key in given) + command
 
 
-# ---- command line ---------------------------------------------------------------------------------------
-
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaint is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise UsageError."""
-        raise UsageError(f"{message} (see --help)")
-
-    def parse(self, argv: list[str]) -> argparse.Namespace:
-        """The options in `argv`; what is not one is named without its value, which may be a secret."""
-        args, rest = self.parse_known_args(argv)
-        if rest:
-            unknown = [word.split("=")[0] for word in rest if word.startswith("-")]
-            self.error(f"unknown option {unknown[0]}" if unknown else "an argument that belongs to no option")
-        return args
+# ---- option values --------------------------------------------------------------------------------------
 
 
 def whole_number(minimum: int, maximum: int = 10**9) -> Callable[[str], int]:
@@ -1717,9 +2557,41 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
+def prompt_template(path: str) -> str:
+    """The prompt in a file, for --prompt-file; raises ArgumentTypeError."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig").strip()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot read '{path}': {error.strerror}") from None
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{path}' is not text in UTF-8") from None
+    if "{question}" not in text:
+        raise argparse.ArgumentTypeError(f"'{path}' has no {{question}} to put the question in the place of")
+    return text
+
+
 def comma_list(parse: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     """A parser of one or more values with commas between them."""
     return lambda text: [parse(part.strip()) for part in text.split(",")]
+
+
+# ---- command line ---------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaint is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
+        raise UsageError(f"{message} (see --help)")
+
+    def parse(self, argv: list[str]) -> argparse.Namespace:
+        """The options in `argv`; what is not one is named without its value, which may be a secret."""
+        args, rest = self.parse_known_args(argv)
+        if rest:
+            unknown = [word.split("=")[0] for word in rest if word.startswith("-")]
+            self.error(f"unknown option {unknown[0]}" if unknown else "an argument that belongs to no option")
+        return args
 
 
 def build_parser() -> Parser:
@@ -1732,6 +2604,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"llama-eval {VERSION}")
     add_where_options(parser.add_argument_group("where").add_argument)
     add_what_options(parser.add_argument_group("what").add_argument)
+    add_grading_options(parser.add_argument_group("how the answers are graded").add_argument)
     add_sampling_options(parser.add_argument_group("how the model samples; what is not given is not sent").add_argument)
     add_run_options(parser.add_argument_group("run"))
     return parser
@@ -1757,10 +2630,29 @@ def add_what_options(add: Callable[..., Any]) -> None:
     add("--limit", type=whole_number(1), metavar="N", help="only the first N problems")
     add("--samples", type=whole_number(1, 10_000), default=1, metavar="K", help="answers to each problem (default: 1)")
     add("--system-prompt", metavar="TEXT", help="a system message before the question")
-    asked = "what the prompt asks the answer to look like (default: json)"
-    add("--answer-format", choices=sorted(PROMPTS), default="json", help=asked)
-    by_rule = "how answers are graded (default: regex, which is by rules of text alone)"
-    add("--grader", "--grader-type", choices=[RegexGrader.name], default=RegexGrader.name, help=by_rule)
+    own = "a prompt of one's own, with {question} where the question goes"
+    add("--prompt-file", type=prompt_template, metavar="FILE", help=own)
+    asked = "what the prompt asks the answer to look like; schema has the server enforce it, too (default: json)"
+    add("--answer-format", choices=ANSWER_FORMATS, default="json", help=asked)
+
+
+def add_grading_options(add: Callable[..., Any]) -> None:
+    """The grader and what it needs."""
+    graders = [kind.name for kind in (RegexGrader, JudgeGrader, CommandGrader, CascadeGrader)]
+    which = "by rules of text, by a judge, by a command, or by rule and where that is unsure by the judge (regex)"
+    add("--grader", "--grader-type", choices=graders, default=RegexGrader.name, help=which)
+    add("--judge-endpoint", "--grader-server", metavar="URL", help="base URL of the server that judges")
+    add("--judge-model", "--grader-model", metavar="NAME", help="the model that judges (default: the one served)")
+    add("--judge-api-key", metavar="KEY", help="better kept in JUDGE_API_KEY")
+    command = "reads a task as JSON, exits with 0 for correct and 1 for incorrect; {answer} and {expected} are replaced"
+    add("--grader-cmd", metavar="COMMAND", help=command)
+    add("--grader-threads", type=whole_number(1, 1000), default=4, metavar="N", help="gradings at a time (default: 4)")
+    timed = "that one grading may take (default: 300)"
+    add("--grader-timeout", type=real_number(0.001, 1e6), default=300.0, metavar="SECONDS", help=timed)
+    retried = "for a request to the judge that failed (default: 3)"
+    add("--grader-retries", type=whole_number(0, 1000), default=3, metavar="N", help=retried)
+    again = "grade the responses in this state again, there or in --output; asks no endpoint"
+    add("--regrade", type=Path, metavar="STATE", help=again)
 
 
 def add_sampling_options(add: Callable[..., Any]) -> None:
@@ -1802,10 +2694,38 @@ def add_run_options(group: argparse._ArgumentGroup) -> None:
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The command line, checked as a whole; raises UsageError."""
-    args = build_parser().parse(argv)
+    parser = build_parser()
+    args = parser.parse(argv)
+    if args.regrade:
+        refuse_all_but_regrading(parser, args)
+    check_servers(args)
+    check_grading(args)
+    if args.resume and args.output is None and args.regrade is None:
+        raise UsageError("--resume needs the --output FILE of the run to continue")
+    if args.answer_format == "schema" and "response_format" in args.extra_body:
+        raise UsageError("--answer-format schema and a response_format in --extra-body exclude each other")
+    args.system_prompt = encodable(args.system_prompt) if args.system_prompt else None
+    args.api_key = api_key(args.api_key, "LLAMA_API_KEY", "OPENAI_API_KEY")
+    args.judge_api_key = api_key(args.judge_api_key, "JUDGE_API_KEY")
+    if args.judge_endpoint in args.endpoint:
+        args.judge_api_key = args.judge_api_key or args.api_key
+    return args
+
+
+def refuse_all_but_regrading(parser: Parser, args: argparse.Namespace) -> None:
+    """Raise UsageError for an option that means nothing with --regrade."""
+    meant = {"regrade", "output", "overwrite", "resume", "dump_interval", "verbose", "quiet"}
+    for name, value in vars(args).items():
+        if value != parser.get_default(name) and name not in meant and not name.startswith(("grader", "judge")):
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} means nothing with --regrade, which only grades what {args.regrade} holds")
+
+
+def check_servers(args: argparse.Namespace) -> None:
+    """Check the options that name the servers, and put a number of threads to each; raises UsageError."""
     given = [url for text in args.endpoint for url in text.split(",") if url.strip()]
     args.endpoint = [parse_endpoint(url) for url in given]
-    if not args.endpoint and args.simulate is None:
+    if not (args.endpoint or args.simulate is not None or args.resume or args.regrade):
         raise UsageError("name a server with --endpoint URL, or have one simulated with --simulate")
     if args.endpoint and args.simulate is not None:
         raise UsageError("--endpoint and --simulate exclude each other: the simulator is the server")
@@ -1815,14 +2735,32 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     if len(args.threads) not in (1, servers):
         raise UsageError(f"--threads has {len(args.threads)} values for {servers} endpoints: give one, or one for each")
     args.threads = args.threads * servers if len(args.threads) == 1 else args.threads
-    if args.resume and args.output is None:
-        raise UsageError("--resume needs the --output FILE of the run to continue")
-    args.api_key = args.api_key or os.environ.get("LLAMA_API_KEY") or os.environ.get("OPENAI_API_KEY")
-    args.api_key = args.api_key.strip() if args.api_key else None
-    args.system_prompt = encodable(args.system_prompt) if args.system_prompt else None
-    if args.api_key and not (args.api_key.isascii() and args.api_key.isprintable()):
+
+
+def check_grading(args: argparse.Namespace) -> None:
+    """Check that the grader has what it needs and nothing is given that it does not use; raises UsageError."""
+    judging, commanding = args.grader in (JudgeGrader.name, CascadeGrader.name), args.grader == CommandGrader.name
+    if judging and not args.judge_endpoint:
+        raise UsageError(f"--grader {args.grader} needs --judge-endpoint URL: the server that judges")
+    if commanding and args.grader_cmd is None:
+        raise UsageError("--grader cli needs --grader-cmd COMMAND: what grades a response")
+    if not commanding and args.grader_cmd is not None:
+        raise UsageError("--grader-cmd is for --grader cli")
+    if not judging and (args.judge_endpoint or args.judge_model or args.judge_api_key):
+        raise UsageError("--judge-endpoint, --judge-model and --judge-api-key are for --grader llm and cascade")
+    if judging:
+        args.judge_endpoint = parse_endpoint(args.judge_endpoint, "--judge-endpoint", "JUDGE_API_KEY")
+
+
+def api_key(given: str | None, *variables: str) -> str | None:
+    """The key on the command line, else in the first of the environment variables that has one; raises UsageError."""
+    key = (given or next(filter(None, map(os.environ.get, variables)), "")).strip()
+    if not (key.isascii() and key.isprintable()):
         raise UsageError("the API key holds characters that a request cannot carry")
-    return args
+    return key or None
+
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def interrupt(signum: int, _frame: FrameType | None) -> None:
@@ -1849,7 +2787,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     prepare_process()
     try:
-        return evaluate(parse_arguments(argv), argv)
+        args = parse_arguments(argv)
+        return regrade(args, argv) if args.regrade else evaluate(args, argv)
     except EvalError as error:
         complaint, status = f"error: {one_line(error, 1000)}", error.exit_code
     except Interrupted as interruption:

@@ -1,6 +1,7 @@
 """What a person sees."""
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -39,6 +40,14 @@ def result(status, answer=None, method="boxed", **changes):
         (result("no_answer"), r"not correct +no answer +1234 tok"),
         (result("truncated"), r"not correct +truncated +1234 tok"),
         (result("correct", "70", completion_tokens=None, tokens_per_second=None), r"correct +70 +- tok +- tok/s"),
+        (
+            llama_eval.TaskState(
+                "ungraded",
+                llama_eval.Grade("ungraded", None, "none", "llm", explanation="no judge"),
+                result("correct").response,
+            ),
+            r" 3/30  I-1#0 +ungraded +no judge$",
+        ),
         (
             llama_eval.TaskState("error", endpoint="http://h", attempts=4, error="HTTP 500: no"),
             r"error +HTTP 500: no, 4 attempts  h",
@@ -171,3 +180,58 @@ def test_a_terminal_that_is_closed_ends_the_run_in_good_order(fake_server, tmp_p
     assert process.wait(DEADLINE) == 129
     closed.set()
     assert len(llama_eval.load_state(tmp_path / "run.json").open_tasks()) == 30
+
+
+def graded(*grades):
+    """A run of problems 1, 2, ... with these grades."""
+    tasks = [llama_eval.Task(f"d/{i}#0", str(i), 0, "?", "70") for i in range(1, len(grades) + 1)]
+    states = {
+        t.id: llama_eval.TaskState(g.verdict, g, result("correct").response) for t, g in zip(tasks, grades, strict=True)
+    }
+    prompt, sampling = llama_eval.Prompt("json", "{question}"), llama_eval.Sampling()
+    return llama_eval.EvalState("id", {"name": "d"}, prompt, sampling, {"name": "cascade"}, None, tasks, states)
+
+
+def test_graders_are_counted_and_compared_with_the_rules():
+    rule = llama_eval.Grade("no_answer", None, "none", "regex", confident=False)
+    state = graded(
+        llama_eval.Grade("correct", "70", "json", "regex"),
+        llama_eval.Grade("correct", "70", "judge", "llm", rule=rule),
+        llama_eval.Grade("no_answer", None, "judge found none", "llm", rule=rule),
+        llama_eval.Grade("ungraded", None, "none", "llm", rule=rule),
+    )
+    text = llama_eval.graders_text(llama_eval.summarize(state))
+    assert text == "2 by llm, 1 by regex; the rules of text agree with 1 of 2"
+    failed = graded(llama_eval.Grade("ungraded", None, "none", "llm", rule=rule))
+    assert llama_eval.graders_text(llama_eval.summarize(failed)) == "none"
+
+
+def test_what_a_person_should_look_at_is_listed_with_the_reason():
+    state = graded(
+        llama_eval.Grade("correct", "70", "json", "regex"),
+        llama_eval.Grade("correct", "70", "last number", "regex", confident=False, review="a guess"),
+        llama_eval.Grade("no_answer", None, "none", "regex", review="no answer was found"),
+    )
+    assert llama_eval.review_list(state) == [
+        {"task": "d/2#0", "reason": "a guess"},
+        {"task": "d/3#0", "reason": "no answer was found"},
+    ]
+    assert llama_eval.review_text(state).splitlines() == [
+        "review    2 tasks to look at",
+        "          2#0       a guess",
+        "          3#0       no answer was found",
+    ]
+
+
+def test_the_review_list_is_in_the_file_always_and_on_the_screen_with_verbose(fake_server, tmp_path):
+    def unsure(method, path, body):
+        return (200, completion("So it is 5")) if method == "POST" else (404, b"")
+
+    arguments = ["--endpoint", fake_server(unsure).url, "--dataset", "practice", "--limit", 2, "--output", "run.json"]
+    plain = run_eval(*arguments, cwd=tmp_path)
+    review = json.loads((tmp_path / "run.json").read_text("utf-8"))["review"]
+    reason = "a guess: the last number of the last line"
+    assert review == [{"task": f"practice/P-{i}#0", "reason": reason} for i in (1, 2)]
+    assert "to look at" not in plain.stdout
+    verbose = run_eval(*arguments, "--overwrite", "--verbose", cwd=tmp_path)
+    assert "review    2 tasks to look at\n          P-1#0     a guess" in verbose.stdout

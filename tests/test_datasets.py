@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from scripts import EVAL, REPO, load, run_eval
+from scripts import EVAL, REPO, SHARED, completion, load, run_eval
 
 llama_eval = load(EVAL)
 
@@ -131,3 +131,133 @@ def test_the_practice_set_is_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert llama_eval.load_dataset("practice").source == "data/practice.jsonl"
     assert (REPO / "data/practice.jsonl").is_file()
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"question": "a?", "answer": "9 + 9 = <<9+9=18>>18 eggs.\n#### 18"}, "18"),
+        ({"question": "a?", "answer": "It costs $1,450.\n#### 1,450"}, "1450"),
+        ({"question": "a?", "answer": "#### -10"}, "-10"),
+        ({"problem_idx": 1, "problem": "a?", "answer": 277}, "277"),
+        ({"question": "a?", "answer": "070"}, "70"),
+        ({"question": "a?", "answer": "C"}, "C"),
+    ],
+)
+def test_the_answers_of_each_known_dataset_are_read_as_they_stand_in_its_rows(tmp_path, row, expected):
+    (problem,) = llama_eval.load_dataset(write(tmp_path / "one.jsonl", row)).problems
+    assert problem.expected == expected
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the GSM8K rows in {SHARED}")
+@pytest.mark.parametrize("by_name", [True, False], ids=["from the cache", "as a file"])
+def test_a_perfect_model_scores_all_of_gsm8k(fake_server, aime_cache, tmp_path, by_name):
+    """It writes each answer as the dataset does, thousands commas and signs included."""
+    path = SHARED / "data" / "gsm8k_test.jsonl"
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    golds = {row["question"]: row["answer"].split("#### ")[1] for row in rows}
+    assert len(golds) == 1319
+    assert sum("," in gold for gold in golds.values()) == 14
+    assert sum("-" in gold for gold in golds.values()) == 2
+
+    def perfect(method, path, body):
+        if method == "GET":
+            return 404, b""
+        question = body["messages"][-1]["content"].split("\n\nThink it through")[0]
+        return 200, completion(f"Easy.\n#### {golds[question]}" if by_name else f"\\boxed{{{golds[question]}}}")
+
+    dataset = "gsm8k" if by_name else str(path)
+    options = ["--endpoint", fake_server(perfect).url, "--dataset", dataset, "--threads", 8, "--quiet"]
+    done = run_eval(*options, cwd=tmp_path, env={"HF_DATASETS_CACHE": str(aime_cache)})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "accuracy  100.0 %  (1319 of 1319)" in done.stdout
+
+
+GPQA_ROW = {
+    "Question": "Which is the lightest?",
+    "Correct Answer": "hydrogen",
+    "Incorrect Answer 1": "helium",
+    "Incorrect Answer 2": "lithium",
+    "Incorrect Answer 3": "carbon\n",
+    "Record ID": "rec06pnAkLOr2t2mp",
+}
+OWN_ROW = {"question": "Which is the lightest?", "options": ["helium", "hydrogen", "lithium", "carbon"], "answer": "B"}
+
+
+@pytest.mark.parametrize(
+    "row", [GPQA_ROW, OWN_ROW, {**OWN_ROW, "answer": "hydrogen"}, {**OWN_ROW, "choices": OWN_ROW["options"]}]
+)
+def test_options_are_shuffled_by_the_seed_and_the_letter_follows_the_right_one(tmp_path, row):
+    row = {name: value for name, value in row.items() if name != "options" or "choices" not in row}
+    path = write(tmp_path / "mc.jsonl", *[row] * 40)
+    seen = set()
+    for problem in llama_eval.load_dataset(path, 3).problems:
+        question, blank, *lines = problem.question.split("\n")
+        assert (question, blank) == ("Which is the lightest?", "")
+        assert [line[:3] for line in lines] == ["A) ", "B) ", "C) ", "D) "]
+        assert sorted(line[3:] for line in lines) == ["carbon", "helium", "hydrogen", "lithium"]
+        assert f"{problem.expected}) hydrogen" in lines
+        assert sorted(problem.order) == [0, 1, 2, 3]
+        seen.add(problem.expected)
+    assert seen == set("ABCD")
+
+
+def test_the_shuffle_depends_on_the_seed_alone_and_is_stored_with_each_task(tmp_path, fake_server):
+    path = write(tmp_path / "mc.jsonl", *[OWN_ROW] * 20)
+    one, same, other = (llama_eval.load_dataset(path, seed) for seed in (1, 1, 2))
+    assert one == same
+    assert one.sha256 != other.sha256
+    assert [p.order for p in one.problems] != [p.order for p in other.problems]
+    assert one.problems[0].order == [3, 0, 2, 1], "the order is the same on every machine and version of Python"
+
+    def first(method, path, body):
+        return (200, completion("The answer is (A).")) if method == "POST" else (404, b"")
+
+    options = ["--endpoint", fake_server(first).url, "--dataset", path, "--output", "run.json"]
+    run_eval(*options, "--seed", 1, cwd=tmp_path)
+    state = json.loads((tmp_path / "run.json").read_text("utf-8"))
+    assert [task["order"] for task in state["tasks"]] == [p.order for p in one.problems]
+    assert state["summary"]["counts"]["correct"] == sum(p.expected == "A" for p in one.problems)
+    assert 'place of X: {"answer": "X"}' in state["prompt"]["template"]
+    done = run_eval(*options, "--seed", 2, "--resume", cwd=tmp_path)
+    assert "seed was 1, is now 2" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({**OWN_ROW, "answer": "E"}, "the answer 'E' is neither the letter nor the text of an option"),
+        ({**OWN_ROW, "answer": "neon"}, "the answer 'neon' is neither the letter nor the text of an option"),
+        ({**OWN_ROW, "options": ["one"]}, "the options are not a list of 2 to 10 texts"),
+        ({**OWN_ROW, "options": "ABCD"}, "the options are not a list of 2 to 10 texts"),
+        ({**OWN_ROW, "options": ["a", 2]}, "the options are not a list of 2 to 10 texts"),
+        ({**GPQA_ROW, "Incorrect Answer 2": None}, "the options are not a list of 2 to 10 texts"),
+        ({**GPQA_ROW, "Question": None}, "no 'question'"),
+        ({"question": "a?", "answer": "AB"}, "the answer 'AB' is not an integer"),
+        ({"question": "a?", "answer": ""}, "the answer '' is not an integer"),
+    ],
+)
+def test_a_multiple_choice_that_cannot_be_used_is_refused_with_the_place(tmp_path, row, complaint):
+    with pytest.raises(llama_eval.DatasetError, match="line 1: " + complaint):
+        llama_eval.load_dataset(write(tmp_path / "mc.jsonl", row))
+
+
+def test_letters_and_integers_do_not_mix(tmp_path):
+    path = write(tmp_path / "mixed.jsonl", OWN_ROW, {"question": "a?", "answer": 5})
+    with pytest.raises(llama_eval.DatasetError, match="some answers are integers and some are letters"):
+        llama_eval.load_dataset(path)
+
+
+def test_a_gated_dataset_without_a_token_says_what_to_do(tmp_path):
+    """Nothing is asked of the hub for that, which here does not exist."""
+    done = run_eval(
+        "--endpoint", "http://127.0.0.1:9", "--dataset", "gpqa", cwd=tmp_path, env={"HF_ENDPOINT": "http://127.0.0.1:9"}
+    )
+    assert done.returncode == 1
+    assert "cannot load gpqa (Idavidrein/gpqa): it is not in the cache" in done.stderr
+    assert "accept its terms at http://127.0.0.1:9/datasets/Idavidrein/gpqa, then set HF_TOKEN" in done.stderr
+    assert "local FILE.jsonl" in done.stderr
+    env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_some_token"}
+    done = run_eval("--endpoint", "http://127.0.0.1:9", "--dataset", "gpqa", cwd=tmp_path, env=env)
+    assert "does not answer" in done.stderr
+    assert "hf_some_token" not in done.stderr

@@ -72,7 +72,14 @@ def test_aime_2022_to_2024(start_simulator, aime_cache, tmp_path, rate, correct)
     check_run(tmp_path, done, 90, correct)
 
 
-@pytest.mark.parametrize("answer_format", sorted(llama_eval.PROMPTS))
+@pytest.mark.parametrize(("rate", "correct"), [(1, 1319), (0.8, 1055)])
+def test_gsm8k(aime_cache, tmp_path, rate, correct):
+    environment = {"HF_DATASETS_CACHE": str(aime_cache), "HF_HUB_OFFLINE": "1"}
+    done = run_eval("--simulate", rate, "--dataset", "gsm8k", "--threads", 8, cwd=tmp_path, env=environment)
+    check_run(tmp_path, done, 1319, correct)
+
+
+@pytest.mark.parametrize("answer_format", sorted(llama_eval.ANSWER_FORMATS))
 @pytest.mark.parametrize(("rate", "correct"), [(1, 30), (0.8, 24), (0, 0)])
 def test_the_practice_set(start_simulator, tmp_path, rate, correct, answer_format):
     server = start_simulator("--success-rate", rate, "--dataset", "practice")
@@ -83,7 +90,8 @@ def test_the_practice_set(start_simulator, tmp_path, rate, correct, answer_forma
     (endpoint,) = state["endpoints"]
     assert (endpoint["url"], endpoint["threads"]) == (server.url, 4)
     assert endpoint["props"]["total_slots"] == 4
-    assert [result["grade"]["method"] for result in state["task_states"].values()] == [answer_format] * 30
+    method = "boxed" if answer_format == "boxed" else "json"
+    assert [result["grade"]["method"] for result in state["task_states"].values()] == [method] * 30
 
 
 def test_every_pass_over_the_problems_is_right_at_the_rate(start_simulator, tmp_path):

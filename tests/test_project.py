@@ -97,3 +97,12 @@ def test_the_scripts_are_marked_executable_and_start_with_python3():
     for script in SCRIPTS:
         assert script.stat().st_mode & 0o100
         assert script.read_text("utf-8").startswith("#!/usr/bin/env python3\n")
+
+
+def test_the_grading_document_names_every_method_and_grader():
+    document = (REPO / "docs" / "grading.md").read_text("utf-8")
+    rules = set(llama_eval.METHODS) - {"judge", "judge found none", "command"}
+    table = document.split("## The rules of text")[1].split("What counts:")[0]
+    assert {name for line in table.splitlines() for name in re.findall(r"`([a-z ]+)`", line.split(" | ")[0])} == rules
+    for grader in (llama_eval.RegexGrader, llama_eval.JudgeGrader, llama_eval.CommandGrader, llama_eval.CascadeGrader):
+        assert f"| `{grader.name}` |" in document

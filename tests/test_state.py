@@ -73,10 +73,11 @@ def test_the_file_holds_what_it_takes_to_understand_the_run(tmp_path):
     path = tmp_path / "run.json"
     llama_eval.StateFile(path, 10).save(new_run(samples=2))
     data = json.loads(path.read_text("utf-8"))
-    about = "schema_version id tool created updated dataset model endpoints sampling grader prompt summary"
+    about = "schema_version id tool created updated dataset model endpoints sampling grader prompt summary review"
     assert set(data) == {*about.split(), "tasks", "task_states"}
     assert data["dataset"]["name"] == "d"
-    assert data["tasks"][0] == {"id": "d/1#0", "problem": "1", "sample": 0, "question": "question 1", "expected": "1"}
+    task = {"id": "d/1#0", "problem": "1", "sample": 0, "question": "question 1", "expected": "1", "order": None}
+    assert data["tasks"][0] == task
     assert list(data["task_states"]) == [task["id"] for task in data["tasks"]]
     assert data["summary"]["counts"]["pending"] == 6
 

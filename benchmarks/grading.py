@@ -1,0 +1,66 @@
+"""How long reading the answer out of a response takes, against its length.
+
+    make bench
+
+The text rules read texts of 250,000, 500,000 and 1,000,000 characters that are made to be hard: of braces, of boxes
+and reasoning that are opened and never closed, of digits, of one endless line, ... Each is graded four times, as an
+integer and as a letter, by the JSON and the box prompt. Time in proportion to the length doubles from column to
+column; what grows with its square would show a ratio of 4.
+"""
+
+import importlib.util
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+REPO = Path(__file__).resolve().parent.parent
+LENGTHS = (250_000, 500_000, 1_000_000)
+WAYS = (("204", "json", "stop"), ("204", "boxed", "length"), ("B", "json", "length"), ("B", "boxed", "stop"))
+TEXTS = {  # what comes first, what is repeated
+    "{": ("", "{"),
+    r"\boxed{": ("", "\\boxed{"),
+    "digits": ("", "7"),
+    "digits of another script": ("", "\N{ARABIC-INDIC DIGIT SEVEN}"),
+    "<think>": ("", "<think>"),
+    "one long line": ("", "word "),
+    "backslashes": ("", "\\"),
+    '{"a": [ of {},': ('{"a": [' * 100, "{},"),
+    '{"answer":': ("", '{"answer":'),
+    "the answer is": ("", "the answer is "),
+    "Answer: 1 or": ("", "Answer: 1 or "),
+    "(A) or": ("", "(A) or "),
+}
+
+
+def load_evaluator() -> ModuleType:
+    """llama-eval.py as a module; its name has a dash, which `import` cannot say."""
+    spec = importlib.util.spec_from_file_location("llama_eval", REPO / "llama-eval.py")
+    if spec is None or spec.loader is None:
+        sys.exit("there is no llama-eval.py beside this folder")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["llama_eval"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def seconds_to_grade(llama_eval: ModuleType, text: str) -> float:
+    """CPU seconds to grade `text` in every way."""
+    start = time.process_time()
+    for expected, answer_format, finish_reason in WAYS:
+        response = llama_eval.Response(text, "", finish_reason, None, None, None, None, 1.0)
+        llama_eval.RegexGrader(answer_format).grade(llama_eval.Task("d/1#0", "1", 0, "?", expected), response)
+    return time.process_time() - start
+
+
+def main() -> None:
+    """Print a row for each kind of text."""
+    llama_eval = load_evaluator()
+    print(f"{'CPU seconds, 4 gradings':<28}" + "".join(f"{f'{n // 1000} KB':>10}" for n in LENGTHS) + f"{'ratio':>8}")
+    for name, (start, unit) in TEXTS.items():
+        times = [seconds_to_grade(llama_eval, (start + unit * (n // len(unit) + 1))[:n]) for n in LENGTHS]
+        print(f"{name:<28}" + "".join(f"{t:>10.3f}" for t in times) + f"{times[-1] / times[-2]:>8.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
