@@ -51,7 +51,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import IO, Any, NoReturn, TextIO, TypeVar
 from urllib.parse import urlsplit
 
 try:
@@ -326,6 +326,11 @@ def redact(value: Any, *secrets: str | None) -> Any:
     return [redact(entry, *secrets) for entry in value] if isinstance(value, list) else value
 
 
+def encodable(text: str) -> str:
+    """`text` with a question mark for each lone surrogate, which JSON can smuggle in but UTF-8 cannot hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 class EvalError(Exception):
     """The run cannot go on; the message is one line that says what to do."""
 
@@ -348,6 +353,10 @@ class StateError(EvalError):
 
 class EndpointError(EvalError):
     """An endpoint cannot be used for this run."""
+
+
+class UnreachableError(EndpointError):
+    """No server answers at an endpoint."""
 
 
 class GraderError(EvalError):
@@ -891,6 +900,7 @@ class Grader(ABC):
 
     name: str
     threads = 1
+    instant = False  # whether a run that is stopped can wait for it
     settings: dict[str, Any]
 
     @abstractmethod
@@ -905,6 +915,7 @@ class RegexGrader(Grader):
     """Grades by the text rules above: the answer found must be the expected one."""
 
     name = "regex"
+    instant = True
 
     def __init__(self, answer_format: str) -> None:
         self.answer_format = answer_format
@@ -941,6 +952,8 @@ def review_note(verdict: str, found: Found, task: Task, response: Response) -> s
         return "the expected number stands in the response, but was not found to be its answer"
     if verdict == "no_answer":
         return METHODS[found.method]
+    if found.answer is not None and kind_of(task.expected).parse(found.answer) is None:
+        return f"the answer that was found is no {kind_of(task.expected).name}"
     return METHODS[found.method] if found.answer is not None and not found.confident else None
 
 
@@ -953,8 +966,8 @@ def stands_in(number: str, content: str) -> bool:
 # ---- judge ----------------------------------------------------------------------------------------------
 
 UNSEEN = "the answer that the judge read does not stand in the response in digits"
-NO_ANSWER = frozenset({"", "null", "none", "no answer", "no final answer", "n/a"})
-Ask = Callable[[dict[str, Any]], Response]  # sends a chat completion request; raises RequestError
+NO_ANSWER = frozenset({"", "null", "none", "no answer", "no final answer", "not given", "n/a"})
+Ask = Callable[[dict[str, Any], dict[str, Any]], Response]  # sends a request with a JSON schema; raises RequestError
 
 
 class JudgeGrader(Grader):
@@ -977,14 +990,15 @@ class JudgeGrader(Grader):
         kind = kind_of(task.expected)
         prompt = fill(JUDGE_PROMPT, question=task.question, response=text, kind=JUDGED_KINDS[kind.name])
         try:
-            reply = self.ask(judge_request(prompt, self.settings["judge_model"])).content
+            reply = self.ask(judge_request(prompt, self.settings["judge_model"]), JUDGE_SCHEMA)
         except RequestError as error:
             return ungraded(JudgeGrader.name, f"the judge gave no reply: {error}", prompt=prompt, rule=rule)
+        said: dict[str, Any] = {"prompt": prompt, "reply": reply.content, "rule": rule}
         found = read_judgement(reply, kind)
         if found is None:
-            reason = f"the judge's reply holds no answer to read: {one_line(reply)!r}"
-            return ungraded(JudgeGrader.name, reason, prompt=prompt, reply=reply, rule=rule)
-        grade = replace(grade_found(found, task, response, JudgeGrader.name), prompt=prompt, reply=reply, rule=rule)
+            reason = f"the judge's reply holds no answer to read: {one_line(reply.content)!r}"
+            return ungraded(JudgeGrader.name, reason, **said)
+        grade = replace(grade_found(found, task, response, JudgeGrader.name), **said)
         if found.answer is None or kind is OPTIONS or stands_in(str(grade.answer), text):
             return grade
         return replace(grade, confident=False, review=UNSEEN)
@@ -1017,26 +1031,30 @@ def answering_part(response: Response) -> str:
 def judge_request(prompt: str, model: str | None) -> dict[str, Any]:
     """The chat completion request that puts `prompt` to a judge."""
     body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0}
-    return {**({"model": model} if model else {}), **body, "response_format": response_format(JUDGE_SCHEMA)}
+    return {**({"model": model} if model else {}), **body}
 
 
-def read_judgement(reply: str, kind: Kind) -> Found | None:
+def read_judgement(reply: Response, kind: Kind) -> Found | None:
     """The answer in a judge's reply, {"answer": ...} or bare, or its word that there is none; else None."""
-    text = (final_part(reply) or "").strip()
+    text = (final_part(reply.content) or "").strip()
     given = json_answers(text)
-    answer = given[-1] if given else text
+    answer = given[-1] if given else None if reply.finish_reason == "length" else text
     if given and (
         answer is None or (isinstance(answer, str) and answer.strip().lower().removesuffix(".") in NO_ANSWER)
     ):
         return Found(None, "judge found none")
-    if not isinstance(answer, str) or is_placeholder(answer) or (not given and kind.parse(answer) is None):
+    if not isinstance(answer, str) or is_placeholder(answer):
         return None
-    return unless_hedged(answer, "judge", kind)
+    # Words are no answer: neither "unknown", nor "twelve", which would count as a wrong one.
+    readable = kind.parse(answer) is not None or (given and kind.value.search(answer))
+    return unless_hedged(answer, "judge", kind) if readable else None
 
 
 # ---- command grader -------------------------------------------------------------------------------------
 
 SCRIPT_NAME = re.compile(r"[^-{].*\.(?:py|sh|js|ts|rb|pl|lua|php|R)")
+DRAIN_SECONDS = 1.0  # in which a command that was killed has ended
+OUTPUT_LENGTH = 100_000  # bytes, the last ones, that are kept of what a command prints
 PYTHON_CRASH = "Traceback (most recent call last):"
 
 
@@ -1053,13 +1071,16 @@ class CommandGrader(Grader):
         self.words = parse_command(command)
         self.timeout = timeout
         self.threads = threads
-        self.settings = {"name": self.name, "command": command}
+        self.settings = {"name": self.name, "command": redact(encodable(command), *secrets)}
+        self.lock = threading.Lock()
+        self.closed = False
         self.running: set[subprocess.Popen[bytes]] = set()
 
     def grade(self, task: Task, response: Response) -> Grade:
         """Correct for exit status 0, incorrect for 1, ungraded for everything else."""
         rule = self.rule.grade(task, response)
-        words = [fill(word, answer=rule.answer or "", expected=task.expected) for word in self.words]
+        given = (rule.answer or "")[:MAX_ANSWER]  # an argument can only be so long
+        words = [fill(word, answer=given, expected=task.expected) for word in self.words]
         try:
             status, output, errors = self._run(words, command_input(task, response, rule.answer))
         except (OSError, ValueError) as error:  # ValueError: an answer with a null byte cannot be an argument
@@ -1081,33 +1102,67 @@ class CommandGrader(Grader):
         )
 
     def _run(self, words: list[str], given: str) -> tuple[int | None, str, str]:
-        """The exit status, None for a time-out, and both outputs of one run of the command."""
-        pipe = subprocess.PIPE
-        # In a session of its own, so that whatever it starts can be ended with it.
-        with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as process:
+        """The exit status, None for a time-out, and the ends of both outputs of one run of the command."""
+        with tempfile.TemporaryFile() as file:
+            file.write(given.encode())
+            file.seek(0)
+            process = self._start(words, file)
+        ends = [Tail(stream) for stream in (process.stdout, process.stderr) if stream]
+        status = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = process.wait(self.timeout)
+        end_group(process)  # and with it what else holds the outputs open
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(DRAIN_SECONDS)
+        with self.lock:
+            self.running.discard(process)
+        output, errors = (redact(end.text(), *self.secrets) for end in ends)
+        return status, output, errors
+
+    def _start(self, words: list[str], given: IO[bytes]) -> subprocess.Popen[bytes]:
+        """The command, running in a process group of its own, so that what it starts can be ended with it."""
+        with self.lock:
+            if self.closed:
+                raise OSError("the run was stopped")
+            process = subprocess.Popen(
+                words, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+            )
             self.running.add(process)
-            try:
-                outputs = process.communicate(given.encode(), self.timeout)
-            except subprocess.TimeoutExpired as late:
-                outputs = b"", late.stderr or b""
-            finally:
-                ended = process.poll()
-                end_session(process)
-                self.running.discard(process)
-        output, errors = (redact(text.decode("utf-8", "replace"), *self.secrets) for text in outputs)
-        return ended, output, errors
+        return process
 
     def close(self) -> None:
-        """End the commands that are still running."""
-        for process in self.running.copy():
-            end_session(process)
+        """End the commands that are still running, and start no more."""
+        with self.lock:
+            self.closed = True
+            for process in self.running:
+                end_group(process)
 
 
-def end_session(process: subprocess.Popen[bytes]) -> None:
-    """Kill a command that has not ended, and what it has started."""
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+class Tail(threading.Thread):
+    """Reads what a process prints until that is closed, and keeps the end of it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__(daemon=True)  # something may have left the group and hold it open for good
+        self.stream = stream
+        self.kept = b""
+        self.start()
+
+    def run(self) -> None:
+        """Read to the end."""
+        with self.stream:
+            while chunk := os.read(self.stream.fileno(), OUTPUT_LENGTH):
+                self.kept = (self.kept + chunk)[-OUTPUT_LENGTH:]
+
+    def text(self) -> str:
+        """What was read, once all is or a moment has passed."""
+        self.join(DRAIN_SECONDS)
+        return self.kept.decode("utf-8", "replace")
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a command and what it has started, as far as that is still running."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def parse_command(command: str) -> list[str]:
@@ -1125,7 +1180,18 @@ def parse_command(command: str) -> list[str]:
         raise GraderError(f"the grader command '{program}' cannot be run: there is no such executable{hint}")
     if len(words) > 1 and SCRIPT_NAME.fullmatch(words[1]) and not os.path.isfile(words[1]):
         raise GraderError(f"the grader command cannot be run: there is no script '{words[1]}'")
+    if os.sep in program and is_bare_script(program):
+        raise GraderError(
+            f"the grader command '{program}' cannot be run: its first line must name an interpreter, as #!"
+        )
     return words
+
+
+def is_bare_script(path: str) -> bool:
+    """Whether an executable file is text without the line that names its interpreter."""
+    with open(path, "rb") as file:
+        start = file.read(100)
+    return not start.startswith(b"#!") and b"\0" not in start and start.isascii()
 
 
 def command_input(task: Task, response: Response, answer: str | None) -> str:
@@ -1242,8 +1308,10 @@ def make_problem(row: object, default_id: str, where: str, seed: int) -> Problem
     if answer is None or isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
         raise DatasetError(f"{where}: no 'answer'")
     identifier = encodable(default_id if row.get("id") is None else str(row["id"]))
-    question, answer = encodable(question), str(answer).rpartition("####")[2].strip()
     options = row.get("options", row.get("choices"))
+    if options is not None and not isinstance(answer, str):
+        raise DatasetError(f"{where}: the answer {answer} may be an option or its number; give its letter or its text")
+    question, answer = encodable(question), str(answer).rpartition("####")[2].strip()
     if options is not None:
         texts, right = read_options(options, answer, where)
         return multiple_choice(identifier, question, texts, right, seed)
@@ -1264,10 +1332,11 @@ def read_options(options: object, answer: str, where: str) -> tuple[list[str], i
     texts = [encodable(text.strip()) for text in typed(options, list) if isinstance(text, str)]
     if not 2 <= len(texts) == len(typed(options, list)) <= len(LETTERS):
         raise DatasetError(f"{where}: the options are not a list of 2 to {len(LETTERS)} texts")
-    right = LETTERS.index(answer) if is_letter(answer) else texts.index(answer) if answer in texts else len(texts)
-    if right >= len(texts):
-        raise DatasetError(f"{where}: the answer {answer[:40]!r} is neither the letter nor the text of an option")
-    return texts, right
+    meant = {i for i, text in enumerate(texts) if answer in (text, LETTERS[i])}
+    if len(meant) != 1:
+        which = "more than one option" if meant else "neither the letter nor the text of an option"
+        raise DatasetError(f"{where}: the answer {answer[:40]!r} is {which}")
+    return texts, meant.pop()
 
 
 def multiple_choice(identifier: str, question: str, options: list[str], right: int, seed: int) -> Problem:
@@ -1281,11 +1350,6 @@ def multiple_choice(identifier: str, question: str, options: list[str], right: i
 def is_letter(text: str) -> bool:
     """Whether a text is the letter of an option and nothing else."""
     return len(text) == 1 and text in LETTERS
-
-
-def encodable(text: str) -> str:
-    """`text` with a question mark for each lone surrogate, which JSON can smuggle in but UTF-8 cannot hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def file_problems(path: Path, seed: int) -> Iterator[Problem]:
@@ -1410,19 +1474,19 @@ class Client:
         """The JSON that GET `path` gives; raises RequestError."""
         return self._request("GET", path, None, PROBE_SECONDS)
 
-    def complete(self, body: dict[str, Any]) -> Response:
+    def complete(self, body: dict[str, Any], schema: dict[str, Any] | None = None) -> Response:
         """The server's Response to one chat completion request; raises RequestError.
 
-        A response_format that the server refuses is left out, from this request and all later ones.
+        The server is asked to hold the response to the JSON `schema`, but not any more once it has refused that.
         """
         started = time.monotonic()
-        free = {name: value for name, value in body.items() if name != "response_format"}
+        held = schema is not None and not self.rejects_schema
         try:
-            reply = self._post(free if self.rejects_schema else body)
+            reply = self._post({**body, "response_format": response_format(schema)} if schema and held else body)
         except RequestError as error:
-            if error.status not in SCHEMA_REFUSED or self.rejects_schema or len(free) == len(body):
+            if not held or error.status not in SCHEMA_REFUSED:
                 raise
-            reply = self._post(free)  # which fails as well if the request has any other fault
+            reply = self._post(body)  # which fails as well if the request has any other fault
             self.rejects_schema = True
         return read_completion(reply, time.monotonic() - started)
 
@@ -1448,7 +1512,7 @@ class Client:
             raise RequestError(root_cause(error), retryable=True) from None
         if reply.is_redirect:
             location = self.redact(one_line(reply.headers["Location"]))
-            raise RequestError(f"it redirects to {location}: give that as --endpoint", False, reply.status_code)
+            raise RequestError(f"it redirects to {location}: give that instead", False, reply.status_code)
         text = self.redact(reply.content.decode("utf-8-sig", "replace"))
         try:
             payload = self.redact(json.loads(text, parse_constant=lambda _: None, parse_float=finite_or_none))
@@ -1466,14 +1530,14 @@ BACKOFF_LIMIT = 30.0
 
 
 def complete_patiently(
-    client: Client, body: dict[str, Any], max_retries: int, stop: threading.Event
+    client: Client, body: dict[str, Any], schema: dict[str, Any] | None, max_retries: int, stop: threading.Event
 ) -> tuple[Response, int]:
     """The Response to a request and how many attempts it took; raises RequestError when none is left, or on `stop`."""
     attempt = 0
     while True:
         attempt += 1
         try:
-            return client.complete(body), attempt
+            return client.complete(body, schema), attempt
         except RequestError as error:
             error.attempts = attempt
             if not error.retryable or attempt > max_retries or stop.wait(backoff(attempt)):
@@ -1489,10 +1553,10 @@ def asker(url: str, api_key: str | None, timeout: float, max_retries: int) -> As
     """A function that sends chat completion requests to one server, from any thread, retrying those that fail."""
     own, never = threading.local(), threading.Event()
 
-    def ask(body: dict[str, Any]) -> Response:
+    def ask(body: dict[str, Any], schema: dict[str, Any]) -> Response:
         if not hasattr(own, "client"):
             own.client = Client(url, api_key, timeout)
-        return complete_patiently(own.client, body, max_retries, never)[0]
+        return complete_patiently(own.client, body, schema, max_retries, never)[0]
 
     return ask
 
@@ -1583,12 +1647,12 @@ def preflight(url: str, threads: int, api_key: str | None, say: Callable[[str], 
     return look_at(url, threads, api_key)
 
 
-def look_at(url: str, threads: int, api_key: str | None) -> Endpoint:
+def look_at(url: str, threads: int, api_key: str | None, key_variable: str = "LLAMA_API_KEY") -> Endpoint:
     """What the server at `url` says of itself now; raises EndpointError when it cannot be used."""
     client = Client(url, api_key, PROBE_SECONDS)
-    listed = typed(typed(ask(client, "/v1/models"), dict).get("data"), list)
+    listed = typed(typed(probe(client, "/v1/models", key_variable), dict).get("data"), list)
     models = [entry for entry in listed if isinstance(entry, dict) and model_names(entry)]
-    return Endpoint(url, threads, models, typed(ask(client, "/props"), dict) or None)
+    return Endpoint(url, threads, models, typed(probe(client, "/props"), dict) or None)
 
 
 def wait_until_loaded(client: Client, say: Callable[[str], None]) -> None:
@@ -1613,23 +1677,21 @@ def is_loading(client: Client) -> bool:
     return False
 
 
-def ask(client: Client, path: str) -> Any:
+def probe(client: Client, path: str, key_variable: str = "LLAMA_API_KEY") -> Any:
     """What GET `path` gives, or None from a server that does not offer it."""
     try:
         return client.get(path)
     except RequestError as error:
         refuse_unusable(client, error)
         if error.status == 401 or (error.status == 403 and path == "/v1/models"):
-            hint = "set LLAMA_API_KEY or give --api-key"
-            raise EndpointError(f"{client.base_url} refuses the API key ({error}): {hint}") from None
+            raise EndpointError(f"{client.base_url} refuses the API key ({error}): set {key_variable}") from None
         return None
 
 
 def refuse_unusable(client: Client, error: RequestError) -> None:
     """Raise EndpointError when `error` says that the server is out of reach or elsewhere."""
     if error.status is None:
-        hint = "is the server running there? (--simulate needs none)"
-        raise EndpointError(f"{client.base_url} cannot be used: {error}; {hint}") from None
+        raise UnreachableError(f"{client.base_url} cannot be used: {error} (is the server running there?)") from None
     if 300 <= error.status < 400:
         raise EndpointError(f"{client.base_url} cannot be used: {error}") from None
 
@@ -1661,7 +1723,7 @@ def describe(endpoint: Endpoint) -> str:
     """One line on an endpoint: its model, threads, slots, context and build, as far as it tells."""
     props = endpoint.props or {}
     slots, context = as_count(props.get("total_slots")), context_size(endpoint)
-    parts = [one_line(model_names(entry)[0]) for entry in endpoint.models[:1]] or ["no list of models"]
+    parts = [one_line(model_names(entry)[0]) for entry in endpoint.models[:1]] or ["model unknown"]
     parts += [f"{endpoint.threads} thread{'s' * (endpoint.threads > 1)}"]
     parts += [f"{slots} slots"] if slots else []
     parts += [f"{context} tokens of context per slot"] if context else []
@@ -1772,7 +1834,7 @@ def timestamp() -> str:
 
 def continue_run(previous: EvalState, new: EvalState) -> EvalState:
     """`new` with what `previous` has done; more samples or problems are fine, other settings a StateError."""
-    check_settings(previous, new)
+    check_settings(previous, new, "--regrade grades what is there in another way")
     dropped = len(previous.task_states.keys() - new.task_states.keys())
     if dropped:
         raise StateError(
@@ -1781,19 +1843,28 @@ def continue_run(previous: EvalState, new: EvalState) -> EvalState:
     new.task_states.update(previous.task_states)
     new.id, new.created = previous.id, previous.created
     new.model, new.endpoints = previous.model, previous.endpoints
-    new.grader = {name: value or previous.grader.get(name) for name, value in new.grader.items()}
+    new.grader = merged(previous.grader, new.grader)
     return new
 
 
-def check_settings(previous: EvalState, new: EvalState) -> None:
-    """Raise StateError, which lists the differences, unless both runs ask for the same results."""
+def merged(previous: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a grader, with those of before where none are asked for now."""
+    return {name: previous.get(name) if value is None else value for name, value in new.items()}
+
+
+def check_settings(previous: EvalState, new: EvalState, regrading: str) -> None:
+    """Raise StateError, which lists the differences, unless both runs ask for the same results.
+
+    `regrading` is the advice where their graders differ.
+    """
     before, now = settings(previous), settings(new)
-    known = {"judge model"} if before.get("judge model") is None else set()  # it was out of reach
+    judged = any(result.grade and result.grade.prompt for result in previous.task_states.values())
+    known = {"judge model"} if before.get("judge model") is None and not judged else set()  # it was out of reach
     known |= {name for name in ("model", "judge model") if now.get(name) is None}  # it is what is served
     changed = [name for name, old in before.items() if old != now.get(name) and name not in known]
     if changed:
         told = (f"{n} was {brief(before[n])}, is now {brief(now.get(n))}" for n in changed)
-        hint = "; --regrade grades what is there in another way" if GRADER_SETTINGS & set(changed) else ""
+        hint = f"; {regrading}" if GRADER_SETTINGS & set(changed) else ""
         raise StateError(f"cannot resume with other settings: {'; '.join(told)}{hint}")
 
 
@@ -1855,6 +1926,8 @@ def state_from_json(data: dict[str, Any]) -> EvalState:
     tasks = [Task(**task) for task in data["tasks"]]
     if not tasks:
         raise ValueError("it has no tasks")
+    if not isinstance(data["grader"]["name"], str):
+        raise TypeError("its grader has no name")
     kept: dict[str, Any] = {
         "prompt": Prompt(**data["prompt"]),
         "sampling": Sampling(**data["sampling"]),
@@ -2040,6 +2113,10 @@ class Processor:
         for _ in range(self.grader.threads):
             self.answered.put(None)
         state.task_states.update(self.finished.copy())
+        for task in state.tasks:
+            result = state.task_states[task.id]
+            if self.grader.instant and result.response and not result.grade:
+                state.task_states[task.id] = graded(result, self.grader.grade(task, result.response))
         file.save(state)
 
     def _seats(self) -> list[Endpoint]:
@@ -2066,7 +2143,7 @@ class Processor:
             while not self.stop.is_set():
                 task = self.todo.get_nowait()
                 known = client.rejects_schema
-                result = self._ask(client, request_body(task, state))
+                result = self._ask(client, request_body(task, state), state.prompt.schema)
                 if client.rejects_schema and not known:
                     self.done.put(endpoint.url)
                 if result is not None:
@@ -2074,11 +2151,11 @@ class Processor:
                 if result is not None and result.response:
                     self.answered.put((task, result, result.response))
 
-    def _ask(self, client: Client, body: dict[str, Any]) -> TaskState | None:
+    def _ask(self, client: Client, body: dict[str, Any], schema: dict[str, Any] | None) -> TaskState | None:
         """One task's response, or an error once no attempt is left; None when the run is stopped."""
         outcome: dict[str, Any] = {"endpoint": client.base_url, "started": timestamp()}
         try:
-            response, attempts = complete_patiently(client, body, self.limits.max_retries, self.stop)
+            response, attempts = complete_patiently(client, body, schema, self.limits.max_retries, self.stop)
         except RequestError as error:
             if self.stop.is_set():
                 return None
@@ -2091,7 +2168,12 @@ class Processor:
             task, result, response = item
             grade = self.grader.grade(task, response)
             if grade.verdict != "ungraded" or not self.stop.is_set():  # which fails what is being graded
-                self._return(task, replace(result, status=grade.verdict, grade=grade))
+                self._return(task, graded(result, grade))
+
+
+def graded(result: TaskState, grade: Grade) -> TaskState:
+    """A task with its grade."""
+    return replace(result, status=grade.verdict, grade=grade)
 
 
 def request_body(task: Task, state: EvalState) -> dict[str, Any]:
@@ -2103,8 +2185,7 @@ def request_body(task: Task, state: EvalState) -> dict[str, Any]:
     if state.sampling.seed is not None:
         sampling["seed"] = task_seed(state.sampling.seed, task.id)
     model = {"model": state.model} if state.model else {}
-    schema = {"response_format": response_format(state.prompt.schema)} if state.prompt.schema else {}
-    return {**model, "messages": messages, **schema, **sampling, **extra_body}
+    return {**model, "messages": messages, **sampling, **extra_body}
 
 
 def task_seed(run_seed: int, task_id: str) -> int:
@@ -2180,7 +2261,7 @@ def review_text(state: EvalState) -> str:
     """The tasks that a person should look at, one line each."""
     entries = review_list(state)
     lines = [f"          {one_line(e['task'].partition('/')[2], 24):<9} {e['reason']}" for e in entries]
-    return "\n".join([f"review    {len(entries)} task{'s' * (len(entries) != 1)} to look at", *lines])
+    return "\n".join([f"review    {len(entries) or 'no'} task{'s' * (len(entries) != 1)} to look at", *lines])
 
 
 def summary_text(state: EvalState, seconds: float, path: Path, more: dict[str, str]) -> str:
@@ -2354,7 +2435,7 @@ def make_grader(args: argparse.Namespace, answer_format: str) -> Grader:
         return rule
     ask = asker(args.judge_endpoint, args.judge_api_key, args.grader_timeout, args.grader_retries)
     judging = JudgeGrader if args.grader == JudgeGrader.name else CascadeGrader
-    return judging(rule, ask, args.judge_model, args.grader_threads)
+    return judging(rule, ask, encodable(args.judge_model) if args.judge_model else None, args.grader_threads)
 
 
 def needs_endpoints(state: EvalState) -> bool:
@@ -2395,11 +2476,11 @@ def find_judge(args: argparse.Namespace, state: EvalState, console: Console, req
     Unless it is `required` at once, a judge out of reach is only warned of: the responses can be graded later.
     """
     try:
-        judge = look_at(args.judge_endpoint, args.grader_threads, args.judge_api_key)
-    except EndpointError as error:
+        judge = look_at(args.judge_endpoint, args.grader_threads, args.judge_api_key, "JUDGE_API_KEY")
+    except UnreachableError as error:
         if required:
             raise
-        console.say(f"WARNING: the judge is not there yet: {error}; what it does not grade waits for --resume")
+        console.say(f"WARNING: the judge {error}; what it cannot grade waits for --resume")
         return
     state.grader["judge_model"] = choose_model(state.grader["judge_model"], [judge], "--judge-model")
     console.note(f"judge {describe(judge)}")
@@ -2414,8 +2495,7 @@ def run_open_tasks(
             find_judge(args, state, console, required=not endpoints)
         grader.settings = state.grader
         file = StateFile(output, args.dump_interval)
-        if endpoints:
-            file.save(state)  # a place that cannot be written is found out before the first request
+        file.save(state)  # a place that cannot be written is found out before the first request
         limits = Limits(args.request_timeout, args.max_retries)
         processor = Processor(endpoints, grader, args.api_key, limits)
         try:
@@ -2444,33 +2524,46 @@ def evaluate(args: argparse.Namespace, argv: list[str]) -> int:
         end = run_open_tasks(args, state, grader, output, console)
     else:
         console.say("nothing to do: every task of this run has its verdict")
-    return conclude(console, output, started, next_step(state, argv, output), end)
+    more = redact(next_step(state, argv, output), args.api_key, args.judge_api_key)
+    return conclude(console, output, started, more, end)
 
 
 def regrade(args: argparse.Namespace, argv: list[str]) -> int:
-    """Grade the responses of a finished run again, as the command line asks for; returns the exit status."""
+    """Grade the responses of a run again, as the command line asks for; returns the exit status.
+
+    In place means that the run is replaced once each of its responses has a new verdict; until then they are
+    collected in a file beside it.
+    """
     started = time.monotonic()
-    state = load_state(args.regrade)
-    grader = make_grader(args, state.prompt.answer_format)
+    before = load_state(args.regrade)
+    grader = make_grader(args, before.prompt.answer_format)
     output = args.output or args.regrade
-    if os.path.realpath(output) != os.path.realpath(args.regrade):
-        check_output(output, resume=False, overwrite=args.overwrite)
-    before = dict(state.task_states)
+    in_place = os.path.realpath(output) == os.path.realpath(args.regrade)
+    work = Path(f"{args.regrade}.regrading") if in_place else output
+    check_output(work, args.resume, args.overwrite or in_place)
     if args.resume:
-        check_settings(state, replace(state, grader=grader.settings))
+        state = load_state(work)
+        check_settings(state, replace(before, grader=grader.settings), "start again without --resume")
+        state.grader = merged(state.grader, grader.settings)
     else:
-        state.grader = grader.settings
-        for task_id, result in before.items():
+        state = replace(before, grader=grader.settings, task_states=dict(before.task_states))
+        for name, result in before.task_states.items():
             if result.response:
-                state.task_states[task_id] = replace(result, status="ungraded", grade=None)
+                state.task_states[name] = replace(result, status="ungraded", grade=None)
     console = Console(state, args.verbose, args.quiet)
-    console.before = before
-    end = run_open_tasks(args, state, grader, output, console)
-    changed = sum(before[task_id].status != result.status for task_id, result in state.task_states.items())
-    more = {"changed": f"{changed} of {len(before)} verdicts"}
-    if any(result.status == "ungraded" for result in state.task_states.values()):
-        more["resume"] = resume_command(argv, output)
-    return conclude(console, output, started, more, end)
+    console.before = before.task_states
+    end = run_open_tasks(args, state, grader, work, console)
+    left = any(result.status == "ungraded" for result in state.task_states.values())
+    if in_place and not left and not end:
+        os.replace(work, args.regrade)
+        work = args.regrade
+    changed = sum(
+        state.task_states[name].status not in ("ungraded", old.status) for name, old in console.before.items()
+    )
+    more = {"changed": f"{changed} of {len(console.before)} verdicts"}
+    if left:
+        more["resume"] = redact(resume_command(argv, output), args.api_key, args.judge_api_key)
+    return conclude(console, work, started, more, end)
 
 
 def conclude(console: Console, output: Path, started: float, more: dict[str, str], end: BaseException | None) -> int:
@@ -2494,7 +2587,7 @@ def next_step(state: EvalState, argv: list[str], output: Path) -> dict[str, str]
 def resume_command(argv: list[str], output: Path, samples: int | None = None) -> str:
     """The command that continues the run in `output`: the one that was given, less the key, plus --resume."""
     keys = {"--api-key": "LLAMA_API_KEY", "--judge-api-key": "JUDGE_API_KEY"}
-    dropped = {"--output", "--regrade", *keys, *(["--samples"] if samples else [])}
+    dropped = {"--output", *keys, *(["--samples"] if samples else [])}
     kept: list[str] = []
     words = iter(argv)
     for word in words:
@@ -2504,7 +2597,6 @@ def resume_command(argv: list[str], output: Path, samples: int | None = None) ->
             kept.append(word)
     given = {word.split("=")[0] for word in argv}
     more = ["--samples", str(samples)] if samples else []
-    more += ["--regrade", str(output)] if "--regrade" in given else []
     python = os.path.relpath(sys.executable)
     interpreter = sys.executable if python.startswith("..") else python
     command = shlex.join([interpreter, sys.argv[0], *kept, *more, "--output", str(output), "--resume"])
@@ -2647,7 +2739,7 @@ def add_grading_options(add: Callable[..., Any]) -> None:
     command = "reads a task as JSON, exits with 0 for correct and 1 for incorrect; {answer} and {expected} are replaced"
     add("--grader-cmd", metavar="COMMAND", help=command)
     add("--grader-threads", type=whole_number(1, 1000), default=4, metavar="N", help="gradings at a time (default: 4)")
-    timed = "that one grading may take (default: 300)"
+    timed = "that one request to the judge, or one run of the command, may take (default: 300)"
     add("--grader-timeout", type=real_number(0.001, 1e6), default=300.0, metavar="SECONDS", help=timed)
     retried = "for a request to the judge that failed (default: 3)"
     add("--grader-retries", type=whole_number(0, 1000), default=3, metavar="N", help=retried)
@@ -2697,13 +2789,15 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse(argv)
     if args.regrade:
-        refuse_all_but_regrading(parser, args)
+        unset = argparse.Namespace(**dict.fromkeys(vars(args)))
+        refuse_all_but_regrading(parser.parse_known_args(argv, unset)[0])
     check_servers(args)
     check_grading(args)
     if args.resume and args.output is None and args.regrade is None:
         raise UsageError("--resume needs the --output FILE of the run to continue")
-    if args.answer_format == "schema" and "response_format" in args.extra_body:
-        raise UsageError("--answer-format schema and a response_format in --extra-body exclude each other")
+    forms = {"response_format", "grammar", "json_schema"} & args.extra_body.keys()
+    if args.answer_format == "schema" and forms:
+        raise UsageError(f"--answer-format schema and the {forms.pop()} in --extra-body exclude each other")
     args.system_prompt = encodable(args.system_prompt) if args.system_prompt else None
     args.api_key = api_key(args.api_key, "LLAMA_API_KEY", "OPENAI_API_KEY")
     args.judge_api_key = api_key(args.judge_api_key, "JUDGE_API_KEY")
@@ -2712,13 +2806,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def refuse_all_but_regrading(parser: Parser, args: argparse.Namespace) -> None:
-    """Raise UsageError for an option that means nothing with --regrade."""
+def refuse_all_but_regrading(given: argparse.Namespace) -> None:
+    """Raise UsageError for an option that means nothing with --regrade; those not given are None."""
     meant = {"regrade", "output", "overwrite", "resume", "dump_interval", "verbose", "quiet"}
-    for name, value in vars(args).items():
-        if value != parser.get_default(name) and name not in meant and not name.startswith(("grader", "judge")):
+    for name, value in vars(given).items():
+        if value is not None and name not in meant and not name.startswith(("grader", "judge")):
             option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option} means nothing with --regrade, which only grades what {args.regrade} holds")
+            raise UsageError(f"{option} means nothing with --regrade, which only grades what {given.regrade} holds")
 
 
 def check_servers(args: argparse.Namespace) -> None:
@@ -2733,7 +2827,7 @@ def check_servers(args: argparse.Namespace) -> None:
         raise UsageError("the same --endpoint is given twice: use --threads to send it more requests at a time")
     servers = len(args.endpoint) or 1
     if len(args.threads) not in (1, servers):
-        raise UsageError(f"--threads has {len(args.threads)} values for {servers} endpoints: give one, or one for each")
+        raise UsageError(f"--threads has {len(args.threads)} values, endpoints {servers}: give one, or one for each")
     args.threads = args.threads * servers if len(args.threads) == 1 else args.threads
 
 
@@ -2749,6 +2843,8 @@ def check_grading(args: argparse.Namespace) -> None:
     if not judging and (args.judge_endpoint or args.judge_model or args.judge_api_key):
         raise UsageError("--judge-endpoint, --judge-model and --judge-api-key are for --grader llm and cascade")
     if judging:
+        if "," in args.judge_endpoint:
+            raise UsageError("--judge-endpoint takes one URL: there is one judge")
         args.judge_endpoint = parse_endpoint(args.judge_endpoint, "--judge-endpoint", "JUDGE_API_KEY")
 
 
@@ -2765,10 +2861,15 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def interrupt(signum: int, _frame: FrameType | None) -> None:
     """On the first signal unwind to the end of the run; a second one ends the process at once."""
-    for number in STOPPING:
-        if signal.getsignal(number) is interrupt:  # nohup's SIGHUP stays ignored
-            signal.signal(number, signal.SIG_DFL)
+    release_signals()
     raise Interrupted(signum)
+
+
+def release_signals() -> None:
+    """Let signals end the process, as they do by default; one that was ignored, as by nohup, stays so."""
+    for number in STOPPING:
+        if signal.getsignal(number) is interrupt:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def prepare_process() -> None:
@@ -2793,6 +2894,8 @@ def main(argv: list[str] | None = None) -> int:
         complaint, status = f"error: {one_line(error, 1000)}", error.exit_code
     except Interrupted as interruption:
         complaint, status = f"stopped by {signal.Signals(interruption.signum).name}", 128 + interruption.signum
+    finally:
+        release_signals()
     with contextlib.suppress(OSError):  # the terminal may be gone
         print(f"llama-eval: {complaint}", file=sys.stderr)
     return status

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import select
 import signal
 import stat
@@ -104,6 +105,38 @@ def test_a_command_that_hangs_is_ended_with_what_it_has_started(tmp_path):
     assert is_let_go(alive)
 
 
+def test_what_a_command_leaves_running_holds_up_nothing_and_is_ended(tmp_path):
+    """A time-out here would also hide what the command has said."""
+    alive = held_open(tmp_path / "alive")
+    command = f'sh -c \'sleep 600 > {tmp_path / "alive"} & sleep 600 & echo "{{\\"answer\\": 7}}"; exit 1\''
+    given = grade(command)
+    assert (given.verdict, given.answer) == ("incorrect", "7")
+    assert is_let_go(alive)
+
+
+def test_a_command_that_never_stops_talking_takes_little_memory(tmp_path):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    given = grade("yes", timeout=1)
+    assert given.explanation == "the command took longer than 1 s"
+    assert len(given.reply) <= llama_eval.MAX_ANSWER
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 100_000_000
+
+
+def test_no_command_is_started_once_the_grader_is_closed(tmp_path):
+    grader = llama_eval.CommandGrader(llama_eval.RegexGrader("json"), "true", DEADLINE, 1)
+    grader.close()
+    given = grader.grade(TASK, response('{"answer": 42}'))
+    assert (given.verdict, given.explanation) == ("ungraded", "the command cannot be started: the run was stopped")
+
+
+def test_a_key_in_the_command_is_not_stored(tmp_path):
+    grader = llama_eval.CommandGrader(
+        llama_eval.RegexGrader("json"), "true --key sk-secret-key", 1, 1, ("sk-secret-key",)
+    )
+    assert grader.settings["command"] == "true --key [api key]"
+
+
 def held_open(path):
     """The reading end of a new pipe at `path`, which processes can hold open to show that they are alive."""
     os.mkfifo(path)
@@ -181,6 +214,7 @@ def test_a_command_that_fails_leaves_tasks_ungraded_and_a_resume_grades_them_wit
         ("plain.py", 1, "cannot be run: there is no such executable; write ./plain.py"),
         ("no-such-command-anywhere", 1, "cannot be run"),
         (f"{sys.executable} missing.py", 1, "there is no script 'missing.py'"),
+        ("./bare.sh", 1, "cannot be run: its first line must name an interpreter, as #!"),
         ("'unbalanced", 2, "--grader-cmd cannot be split into words"),
         ("", 2, "--grader-cmd is empty"),
     ],
@@ -189,6 +223,8 @@ def test_a_command_that_cannot_run_is_found_out_before_the_first_request(
     fake_server, tmp_path, command, status, complaint
 ):
     (tmp_path / "plain.py").write_text("", encoding="utf-8")
+    (tmp_path / "bare.sh").write_text("exit 0\n", encoding="utf-8")
+    (tmp_path / "bare.sh").chmod(0o755)
     server = fake_server(right)
     done = run(server, tmp_path, command)
     assert done.returncode == status
@@ -219,18 +255,26 @@ def test_ctrl_c_ends_the_commands_too(fake_server, tmp_path):
 
 @pytest.mark.parametrize(
     ("answer", "expected", "status"),
-    [("42", "42", 0), ("43", "42", 1), (None, "42", 1), ("x", "42", 1), ("42", "x", 2), ("42", None, 2)],
+    [("42", "42", 0), ("43", "42", 0), ("44", "42", 1), (None, "42", 1), ("x", "42", 1), ("B", "B", 0), ("A", "B", 1)],
 )
 def test_the_example_grader_follows_the_protocol(answer, expected, status):
-    example = REPO / "examples" / "numeric-grader.py"
     task = json.dumps({"answer": answer, "expected": expected})
-    done = subprocess.run([example], input=task, capture_output=True, text=True, timeout=DEADLINE, check=False)
-    assert done.returncode == status
-    if status < 2:
-        assert json.loads(done.stdout)["correct"] is (status == 0)
-    assert bool(done.stderr) == (status == 2)
+    command = [REPO / "examples" / "near-grader.py", "1"]
+    done = subprocess.run(command, input=task, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert (done.returncode, done.stderr) == (status, "")
+    assert json.loads(done.stdout)["correct"] is (status == 0)
+
+
+@pytest.mark.parametrize(
+    ("task", "tolerance"), [("not JSON", ["1"]), ("{}", ["1"]), ("[]", ["1"]), ("{}", []), ("{}", ["x"])]
+)
+def test_the_example_grader_calls_no_answer_wrong_when_it_fails(task, tolerance):
+    command = [REPO / "examples" / "near-grader.py", *tolerance]
+    done = subprocess.run(command, input=task, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("cannot grade this task: ")
 
 
 def test_the_example_grader_grades_a_run(fake_server, tmp_path):
-    done = run(fake_server(right), tmp_path, str(REPO / "examples" / "numeric-grader.py"))
+    done = run(fake_server(right), tmp_path, f"{REPO / 'examples' / 'near-grader.py'} 0")
     assert "30 correct" in done.stdout

@@ -32,7 +32,7 @@ URL = "http://127.0.0.1:9"
         (["--endpoint", "nonsense"], "--endpoint 'nonsense' is not a URL"),
         (["--endpoint", f"{URL},{URL}/v1"], "given twice"),
         (["--endpoint", URL, "--threads", "0"], "'0' is not a whole number from 1 to 1000"),
-        (["--endpoint", URL, "--threads", "4,4"], "--threads has 2 values for 1 endpoints"),
+        (["--endpoint", URL, "--threads", "4,4"], "--threads has 2 values, endpoints 1: give one"),
         (["--endpoint", URL, "--threads", "4,,4"], "'' is not a whole number"),
         (["--endpoint", URL, "--threads", "4.5"], "'4.5' is not a whole number"),
         (["--endpoint", URL, "--threads", "٤"], "is not a whole number"),

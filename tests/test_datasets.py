@@ -228,6 +228,8 @@ def test_the_shuffle_depends_on_the_seed_alone_and_is_stored_with_each_task(tmp_
     [
         ({**OWN_ROW, "answer": "E"}, "the answer 'E' is neither the letter nor the text of an option"),
         ({**OWN_ROW, "answer": "neon"}, "the answer 'neon' is neither the letter nor the text of an option"),
+        ({**OWN_ROW, "answer": 1}, "the answer 1 may be an option or its number; give its letter or its text"),
+        ({**OWN_ROW, "options": ["B", "A"]}, "the answer 'B' is more than one option"),
         ({**OWN_ROW, "options": ["one"]}, "the options are not a list of 2 to 10 texts"),
         ({**OWN_ROW, "options": "ABCD"}, "the options are not a list of 2 to 10 texts"),
         ({**OWN_ROW, "options": ["a", 2]}, "the options are not a list of 2 to 10 texts"),

@@ -136,6 +136,9 @@ def test_a_judge_that_refuses_the_schema_is_asked_without_it(fake_server, tmp_pa
         ("918273", "correct", "what the judge read as the final answer"),
         ('{"answer": "918274"}', "incorrect", "what the judge read as the final answer"),
         ('{"answer": "3.5"}', "incorrect", "what the judge read as the final answer"),
+        ('{"answer": "not given"}', "no_answer", "the judge found no final answer"),
+        ('{"answer": "unknown"}', "ungraded", "the judge's reply holds no answer to read: "),
+        ('{"answer": "twelve"}', "ungraded", "the judge's reply holds no answer to read: "),
         ("", "ungraded", "the judge's reply holds no answer to read: ''"),
         ("The response says 918273.", "ungraded", "the judge's reply holds no answer to read"),
         ('{"answer": "918', "ungraded", "the judge's reply holds no answer to read"),
@@ -186,7 +189,7 @@ def test_a_judge_that_is_out_of_reach_costs_no_response_and_a_resume_grades_with
     solving = fake_server(solver(in_words))
     done = run(tmp_path, solving, nowhere, "--grader-retries", 0)
     assert done.returncode == 3
-    assert "WARNING: the judge is not there yet: " in done.stdout
+    assert f"WARNING: the judge {nowhere} cannot be used: " in done.stdout
     assert "4 ungraded" in done.stdout
     assert all(s["response"]["content"] for s in state_of(tmp_path)["task_states"].values())
     judging = fake_server(judge(reads))
@@ -402,9 +405,37 @@ def test_a_judge_that_serves_another_model_or_several_is_refused(fake_server, tm
     assert solving.prompts() == []
 
 
+def test_a_refused_key_stops_the_run_before_it_begins(fake_server, tmp_path):
+    solving = fake_server(solver(in_words))
+    refusing = fake_server(lambda method, path, body: (401, {"error": {"message": "Invalid API Key"}}))
+    done = run(tmp_path, solving, refusing)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert f"{refusing.url} refuses the API key (HTTP 401: Invalid API Key): set JUDGE_API_KEY" in done.stderr
+    assert solving.prompts() == []
+
+
+def test_a_bare_answer_that_the_limit_cut_is_no_answer(fake_server, tmp_path):
+    def cut(method, path, body):
+        if method == "GET":
+            return 404, b""
+        return 200, {"choices": [{"message": {"content": "9182"}, "finish_reason": "length"}]}
+
+    done = run(tmp_path, fake_server(solver(in_words)), fake_server(cut))
+    assert "4 ungraded" in done.stdout
+
+
+def test_what_one_judge_has_read_is_not_mixed_with_another(fake_server, tmp_path):
+    judging = fake_server(judge(reads))
+    run(tmp_path, fake_server(solver(in_words)), judging)
+    done = run(tmp_path, fake_server(solver(in_words)), judging, "--samples", 2, "--resume", "--judge-model", "other")
+    assert done.returncode == 1
+    assert 'judge model was null, is now "other"' in done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
+        (["--grader", "llm", "--judge-endpoint", "http://a,http://b"], "--judge-endpoint takes one URL"),
         (["--grader", "llm"], "--grader llm needs --judge-endpoint URL"),
         (["--grader", "cascade"], "--grader cascade needs --judge-endpoint URL"),
         (["--judge-endpoint", "http://h"], "are for --grader llm and cascade"),

@@ -173,8 +173,20 @@ def test_a_prompt_file_that_cannot_be_used_is_bad_usage(tmp_path, content, compl
     assert done.stderr.count("\n") == 1
 
 
-def test_two_response_formats_are_bad_usage(tmp_path):
-    extra = '{"response_format": {"type": "json_object"}}'
+def test_a_response_format_of_ones_own_is_never_dropped(fake_server, tmp_path):
+    def reply(method, path, body):
+        if method == "POST" and "response_format" in body:
+            return 400, {"error": {"message": "not here"}}
+        return right(method, path, body)
+
+    server = fake_server(reply)
+    done = run(server, tmp_path, "--extra-body", '{"response_format": {"type": "json_object"}}')
+    assert "6 error" in done.stdout
+    assert len(server.prompts()) == 6
+
+
+@pytest.mark.parametrize("extra", ['{"response_format": {"type": "json_object"}}', '{"grammar": "root ::= [0-9]+"}'])
+def test_two_forms_for_an_answer_are_bad_usage(tmp_path, extra):
     options = ["--answer-format", "schema", "--extra-body", extra]
     done = run_eval("--endpoint", "http://127.0.0.1:9", *options, cwd=tmp_path)
     assert done.returncode == 2

@@ -1,6 +1,8 @@
 """Grading the responses of a run again, without asking for them again."""
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -101,12 +103,63 @@ def test_what_a_judge_left_ungraded_is_taken_up_again_by_the_printed_command(fin
     assert verdicts(finished / "new.json") == {"a": "correct", "b": "correct", "c": "correct", "d": "incorrect"}
 
 
+def test_a_run_is_replaced_only_once_every_response_has_its_verdict(finished, fake_server):
+    before = (finished / "run.json").read_bytes()
+    flaky = {"a": "500", "b": True, "c": True, "d": "7"}
+    judging = judge_of(fake_server, flaky)
+    options = ["--regrade", "run.json", "--grader", "llm", "--judge-endpoint", judging.url]
+    done = run_eval(*options, cwd=finished)
+    assert done.returncode == 3
+    assert "state     run.json.regrading" in done.stdout
+    assert "changed   0 of 4 verdicts" in done.stdout
+    assert (finished / "run.json").read_bytes() == before
+    assert verdicts(finished / "run.json.regrading")["b"] == "ungraded"
+    flaky.update(b="501", c="502")
+    judging.requests.clear()
+    done = run_eval(*options, "--resume", cwd=finished)
+    assert (done.returncode, sorted(map(name_in, judging.prompts()))) == (0, ["b", "c"])
+    assert "b#0       incorrect -> correct" in done.stdout
+    assert "changed   2 of 4 verdicts" in done.stdout
+    assert verdicts(finished / "run.json") == {"a": "correct", "b": "correct", "c": "correct", "d": "incorrect"}
+    assert not (finished / "run.json.regrading").exists()
+
+
 def test_half_a_regrading_is_not_resumed_with_another_grader(finished, fake_server):
     judging = judge_of(fake_server, dict.fromkeys("abcd", True))
     run_eval("--regrade", "run.json", "--grader", "llm", "--judge-endpoint", judging.url, cwd=finished)
     done = run_eval("--regrade", "run.json", "--resume", cwd=finished)
     assert done.returncode == 1
     assert 'grader was "llm", is now "regex"' in done.stderr
+    assert "start again without --resume" in done.stderr
+    assert run_eval("--regrade", "run.json", cwd=finished).returncode == 0
+
+
+def test_nothing_to_resume_is_an_error(finished):
+    done = run_eval("--regrade", "run.json", "--resume", cwd=finished)
+    assert (done.returncode, "there is no run.json.regrading to resume" in done.stderr) == (1, True)
+
+
+def test_a_signal_in_the_middle_leaves_the_run_as_it_is_and_the_same_command_goes_on(finished, tmp_path):
+    """The grader waits for the test at its third response."""
+    before = (finished / "run.json").read_bytes()
+    os.mkfifo(finished / "reached")
+    body = "import os, sys\nfd = os.open('count', os.O_CREAT | os.O_APPEND | os.O_WRONLY); os.write(fd, b'x')\n"
+    body += "if os.path.getsize('count') == 3: open('reached', 'w').write('x'); import time; time.sleep(600)\n"
+    (finished / "slow.py").write_text(body, encoding="utf-8")
+    options = ["--regrade", "run.json", "--grader", "cli", "--grader-threads", "1"]
+    options += ["--grader-cmd", f"{sys.executable} slow.py"]
+    with subprocess.Popen([sys.executable, EVAL, *options], cwd=finished, stdout=subprocess.PIPE) as process:
+        assert (finished / "reached").read_text("utf-8") == "x"
+        process.terminate()
+        output = process.stdout.read().decode()
+    assert process.returncode == 143
+    assert "changed   1 of 4 verdicts" in output
+    assert (finished / "run.json").read_bytes() == before
+    (finished / "reached").unlink()
+    done = run_eval(*options, "--resume", cwd=finished)
+    assert done.returncode == 0
+    assert set(verdicts(finished / "run.json").values()) == {"correct"}
+    assert (finished / "count").read_text("utf-8") == "x" * 5, "two were graded before, one was cut off, two are left"
 
 
 def test_without_its_judge_a_regrading_changes_nothing(finished):
@@ -143,7 +196,8 @@ def test_a_run_that_was_graded_again_can_be_extended_with_that_grader_only(finis
 
 
 @pytest.mark.parametrize(
-    "options", [["--endpoint", "http://h"], ["--dataset", "aime"], ["--temperature", "1"], ["--answer-format", "boxed"]]
+    "options",
+    [["--endpoint", "http://h"], ["--dataset", "aime2025"], ["--temperature", "1"], ["--answer-format", "json"]],
 )
 def test_options_for_asking_mean_nothing_when_only_grading(finished, options):
     done = run_eval("--regrade", "run.json", *options, cwd=finished)
