@@ -640,7 +640,7 @@ def joined_by_or(text: str) -> bool:
 
 # ---- answers --------------------------------------------------------------------------------------------
 #
-# What in a response is its answer, by the strongest rule that finds one.
+# What in a response is its answer.
 
 MARKER = re.compile(
     r"""answer[*_"'”’\\]*\s*(?:(?:is|of|(?:must|should|would|has to) be)\b|[:=：|→➜]|[–—-]\s)|answer[*_]*[ \t]*\n"""
@@ -983,7 +983,10 @@ class JudgeGrader(Grader):
 
     def grade(self, task: Task, response: Response) -> Grade:
         """The verdict on what the judge read; the grade by rule where there is nothing for it to read."""
-        rule = self.rule.grade(task, response)
+        return self.judged(task, response, self.rule.grade(task, response))
+
+    def judged(self, task: Task, response: Response, rule: Grade) -> Grade:
+        """The judge's Grade, with the one by `rule` beside it."""
         text = answering_part(response)
         if not text:
             return rule
@@ -1012,7 +1015,7 @@ class CascadeGrader(JudgeGrader):
     def grade(self, task: Task, response: Response) -> Grade:
         """The grade by rule if that is sure of it, else the judge's."""
         rule = self.rule.grade(task, response)
-        return rule if rule.confident else super().grade(task, response)
+        return rule if rule.confident else self.judged(task, response, rule)
 
 
 def ungraded(grader: str, reason: str, **more: Any) -> Grade:

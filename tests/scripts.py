@@ -51,6 +51,25 @@ def completion(content: str | None, **more: Any) -> dict[str, Any]:
     return {"choices": [{"message": {"role": "assistant", "content": content}, "finish_reason": "stop"}], **more}
 
 
+def practice_answers() -> dict[str, str]:
+    """The expected answer to each question of the practice set."""
+    lines = (REPO / "data" / "practice.jsonl").read_text("utf-8").splitlines()
+    return {row["question"]: str(row["answer"]) for row in map(json.loads, lines)}
+
+
+ANSWERS = practice_answers()
+
+
+def expected(body: Any) -> str:
+    """The expected answer to the practice question in a request."""
+    return next(answer for question, answer in ANSWERS.items() if question in body["messages"][-1]["content"])
+
+
+def right(method: str, path: str, body: Any) -> tuple[int, Any]:
+    """What a server replies that knows the practice set and says little else."""
+    return (200, completion(f'{{"answer": {expected(body)}}}')) if method == "POST" else (404, b"")
+
+
 class FakeServer:
     """A real HTTP server on a free port; `reply(method, path, body)` gives a status and the payload to send.
 

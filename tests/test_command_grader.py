@@ -12,10 +12,9 @@ import sys
 
 import pytest
 
-from scripts import DEADLINE, EVAL, REPO, completion, load, run_eval
+from scripts import DEADLINE, EVAL, REPO, load, right, run_eval
 
 llama_eval = load(EVAL)
-ANSWERS = {problem.question: problem.expected for problem in llama_eval.load_dataset("practice").problems}
 TASK = llama_eval.Task("d/1#0", "1", 0, "What is $6 \\cdot 7$?", "42")
 
 
@@ -164,13 +163,6 @@ def test_keys_are_taken_out_of_what_a_command_says(tmp_path):
     given = grade(script(tmp_path / "grader", body), secrets=("sk-secret-secret",))
     assert "[api key]" in given.explanation
     assert "sk-secret" not in f"{given}"
-
-
-def right(method, path, body):
-    if method == "GET":
-        return 404, b""
-    answer = next(answer for question, answer in ANSWERS.items() if question in body["messages"][-1]["content"])
-    return 200, completion(f'{{"answer": {answer}}}')
 
 
 def run(server, folder, command, *more, **options):

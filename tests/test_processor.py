@@ -11,20 +11,9 @@ from collections import Counter
 
 import pytest
 
-from scripts import DEADLINE, EVAL, completion, load, run_eval
+from scripts import ANSWERS, DEADLINE, EVAL, expected, load, right, run_eval
 
 llama_eval = load(EVAL)
-ANSWERS = {problem.question: problem.expected for problem in llama_eval.load_dataset("practice").problems}
-
-
-def expected(body):
-    """The expected answer to the practice question in a request."""
-    return next(answer for question, answer in ANSWERS.items() if question in body["messages"][-1]["content"])
-
-
-def right(method, path, body):
-    """A server that knows everything and says little else."""
-    return (200, completion(f'{{"answer": {expected(body)}}}')) if method == "POST" else (404, b"")
 
 
 def state_of(folder):

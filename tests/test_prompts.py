@@ -5,18 +5,9 @@ import re
 
 import pytest
 
-from scripts import EVAL, completion, load, run_eval
+from scripts import ANSWERS, EVAL, completion, expected, load, right, run_eval
 
 llama_eval = load(EVAL)
-ANSWERS = {problem.question: problem.expected for problem in llama_eval.load_dataset("practice").problems}
-
-
-def expected(body):
-    return next(answer for question, answer in ANSWERS.items() if question in body["messages"][-1]["content"])
-
-
-def right(method, path, body):
-    return (200, completion(f'{{"answer": {expected(body)}}}')) if method == "POST" else (404, b"")
 
 
 def run(server, folder, *more, **options):
