@@ -2220,7 +2220,10 @@ def task_line(task: Task, result: TaskState, number: int, total: int) -> str:
 def change_line(task: Task, before: TaskState, after: TaskState) -> str:
     """A verdict that is another one than before."""
     start = f"{one_line(f'{task.problem}#{task.sample}', 24):<9} {before.status} -> {after.status}"
-    return start + (f"  {one_line(after.grade.explanation)}" if after.grade else "")
+    if after.grade is None:
+        return start
+    answered = f"answered {one_line(after.grade.answer, 24)}, expected {task.expected}; " if after.grade.answer else ""
+    return f"{start}  {answered}{one_line(after.grade.explanation)}"
 
 
 def comparison_line(task: Task, result: TaskState) -> str:

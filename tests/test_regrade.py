@@ -61,8 +61,8 @@ def test_another_grader_says_which_verdicts_it_changes(finished, fake_server):
     assert done.returncode == 0
     changes = sorted(line for line in done.stdout.splitlines() if "->" in line)
     assert changes == [
-        "b#0       incorrect -> correct  what the judge read as the final answer",
-        "c#0       no_answer -> correct  what the judge read as the final answer",
+        "b#0       incorrect -> correct  answered 501, expected 501; what the judge read as the final answer",
+        "c#0       no_answer -> correct  answered 502, expected 502; what the judge read as the final answer",
         "d#0       incorrect -> no_answer  the judge found no final answer",
     ]
     assert "changed   3 of 4 verdicts" in done.stdout
