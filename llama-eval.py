@@ -19,14 +19,15 @@ atomically as the run goes on, from which --resume continues. Exit status: 0 eve
 run, 2 bad usage, 3 finished but some tasks have no verdict, 129, 130 and 143 stopped by SIGHUP, Ctrl-C and SIGTERM.
 
 Sections: prompts, vocabulary, errors, numbers and letters, objects and boxes, answers, graders, judge, command
-grader, datasets, endpoints, preflight, statistics, state on disk, processor, console, simulator, evaluation, option
-values, command line.
+grader, datasets, endpoints, preflight, statistics, state on disk, journal, processor, console, simulator, evaluation,
+option values, command line.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
@@ -1903,8 +1904,8 @@ def check_output(path: Path, resume: bool, overwrite: bool) -> None:
         raise StateError(f"there is no {path} to resume: start without --resume")
 
 
-def load_state(path: Path) -> EvalState:
-    """The EvalState in the file at `path`; raises StateError when there is none, or a newer one."""
+def load_dump(path: Path) -> tuple[EvalState, str | None]:
+    """The EvalState in the file at `path`, and what its journal goes by; raises StateError for none, or a newer one."""
     try:
         data = json.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:
@@ -1919,7 +1920,7 @@ def load_state(path: Path) -> EvalState:
     try:
         state = state_from_json(data)
         settings(state), summarize(state)  # which touch what a file made by hand may have wrong
-        return state
+        return state, data.get("journal")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StateError(f"{path} is not a state of llama-eval: {type(error).__name__} {error}") from None
 
@@ -1955,10 +1956,11 @@ def grade_from_json(data: dict[str, Any]) -> Grade:
     return Grade(**{**data, "rule": grade_from_json(data["rule"]) if data.get("rule") else None})
 
 
-def state_to_json(state: EvalState) -> Iterator[str]:
+def state_to_json(state: EvalState, journal: str) -> Iterator[str]:
     """The lines of the state file: a header to read, then one line a task and one line a task state."""
     header = {name: value for name, value in vars(state).items() if name not in ("tasks", "task_states")}
-    header = {"schema_version": SCHEMA_VERSION, **header, "summary": summarize(state), "review": review_list(state)}
+    header = {"schema_version": SCHEMA_VERSION, "journal": journal, **header, "summary": summarize(state)}
+    header["review"] = review_list(state)
     yield json.dumps(header, default=vars, ensure_ascii=False, indent=1).removesuffix("\n}")
     yield ',\n "tasks": [\n  '
     yield ",\n  ".join(json.dumps(task, default=vars, ensure_ascii=False) for task in state.tasks)
@@ -1975,7 +1977,9 @@ def write_atomically(path: Path, pieces: Iterable[str]) -> None:
     Lone surrogates, which JSON can smuggle in but UTF-8 cannot hold, become question marks.
     """
     target = os.path.realpath(path)
-    scratch = os.path.join(os.path.dirname(target), f".llama-eval-{secrets.token_hex(8)}.tmp")
+    # Always the same for a file, so that what a crash leaves of it is replaced.
+    name = hashlib.sha256(os.fsencode(os.path.basename(target))).hexdigest()[:8]
+    scratch = os.path.join(os.path.dirname(target), f".llama-eval-{name}.tmp")
     try:
         with open(scratch, "w", encoding="utf-8", errors="replace", newline="\n") as file:
             file.writelines(pieces)
@@ -1991,28 +1995,117 @@ def write_atomically(path: Path, pieces: Iterable[str]) -> None:
             os.unlink(scratch)
 
 
+# ---- journal --------------------------------------------------------------------------------------------
+
+
 class StateFile:
-    """Keeps the file of a run up to date: `record` after each finished task, `save` when it must be whole."""
+    """The file of a run, and beside it a journal of the tasks that have finished since it was written last.
+
+    `record` appends one line to the journal, `save` writes the whole state and empties the journal. Both are for the
+    length of a `with` block, in which no other process can have it.
+    """
 
     def __init__(self, path: Path, interval: float) -> None:
         self.path = path
+        self.journal_path = journal_of(path)
         self.interval = interval
         self.next_dump = 0.0
+        self.name = ""  # of the journal; a new one for each dump, so that no line can be taken for another dump's
+        self.journal = -1
+
+    def __enter__(self) -> StateFile:
+        """Take the lock; raises StateError when another process has it."""
+        self.journal = open_locked(self.journal_path)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of the lock, and remove a journal that is not needed any more."""
+        with contextlib.suppress(OSError):
+            if not self.behind:
+                os.unlink(self.journal_path)
+        os.close(self.journal)
 
     def record(self, state: EvalState, task: Task) -> None:
-        """Take note that `task` is finished: write `state` if the last dump is long enough ago."""
-        if time.monotonic() >= self.next_dump:
-            self.save(state)
+        """Note in the journal what became of `task`; raises StateError."""
+        entry = {"journal": self.name, "task": task.id, "state": state.task_states[task.id]}
+        line = (json.dumps(entry, default=vars, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+        size = os.fstat(self.journal).st_size
+        try:
+            while line:
+                line = line[os.write(self.journal, line) :]
+        except OSError as error:
+            os.ftruncate(self.journal, size)
+            raise StateError(f"cannot write the journal {self.journal_path}: {error.strerror}") from None
+
+    @property
+    def due(self) -> bool:
+        """Whether the last dump is long enough ago."""
+        return time.monotonic() >= self.next_dump
+
+    @property
+    def behind(self) -> bool:
+        """Whether the journal has what the file has not."""
+        return os.fstat(self.journal).st_size > 0
 
     def save(self, state: EvalState) -> None:
         """Write `state` now; raises StateError."""
-        started = time.monotonic()
+        started, name = time.monotonic(), secrets.token_hex(4)
         state.updated = timestamp()
         try:
-            write_atomically(self.path, state_to_json(state))
+            write_atomically(self.path, state_to_json(state, name))
+            self.name = name
+            os.ftruncate(self.journal, 0)
         finally:
             ended = time.monotonic()
             self.next_dump = ended + max(self.interval, (ended - started) / DUMP_SHARE)
+
+
+def journal_of(path: Path) -> Path:
+    """The journal of the run in the file at `path`."""
+    return Path(f"{os.path.realpath(path)}.journal")
+
+
+def open_locked(path: Path) -> int:
+    """A descriptor to append to the file at `path` with, locked against other processes; raises StateError."""
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise StateError(f"cannot write the journal {path}: {error.strerror}") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            owner = str(path).removesuffix(".journal")
+            raise StateError(
+                f"another llama-eval is at work on {owner}: wait for it, or name another --output"
+            ) from None
+        except OSError:  # some network file systems have no locks
+            return descriptor
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        os.close(descriptor)  # whoever had the lock has removed the file meanwhile
+
+
+def load_state(path: Path, warn: Callable[[str], None]) -> EvalState:
+    """The EvalState in the file at `path` and its journal; calls `warn` with a line on damage to the latter."""
+    state, name = load_dump(path)
+    journal, known = journal_of(path), {task.id: task.id for task in state.tasks}
+    try:
+        *lines, torn = journal.read_bytes().split(b"\n")
+    except OSError:
+        return state
+    if torn:
+        warn(f"WARNING: {journal}: its last line is torn, as a crash leaves it, and is dropped")
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            if entry["journal"] == name:  # else it belongs to an earlier dump, which the present one includes
+                state.task_states[known[entry["task"]]] = task_state_from_json(entry["state"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            warn(f"WARNING: {journal}, line {number}: it cannot be read, and is skipped")
+    return state
 
 
 # ---- processor ------------------------------------------------------------------------------------------
@@ -2102,12 +2195,15 @@ class Processor:
     def _absorb(
         self, task: Task, result: TaskState, state: EvalState, file: StateFile, warn: Callable[[str], None]
     ) -> None:
-        """Enter what became of one task into the state and the file."""
+        """Enter what became of one task into the state and the journal; raises StateError when that is full."""
         state.task_states[task.id] = result
-        try:
+        if result.grade or not (result.response and self.grader.instant):  # else its grade is about to follow
             file.record(state, task)
-        except StateError as error:
-            warn(f"WARNING: {error}; trying again later")
+        if file.due:
+            try:
+                file.save(state)
+            except StateError as error:
+                warn(f"WARNING: {error}; trying again later")
 
     def _finish(self, state: EvalState, file: StateFile) -> None:
         """Save everything that has finished, also what was not looked at yet."""
@@ -2309,6 +2405,12 @@ def tokens_text(summary: dict[str, Any]) -> str:
     return text if told == responses else f"{text}, told for {told} of {responses} responses"
 
 
+def announce(text: str) -> None:
+    """Print a line before there is a run to print."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
+
+
 class Console:
     """Prints a run to stdout: plain lines, and on a terminal a progress bar below them."""
 
@@ -2493,14 +2595,13 @@ def find_judge(args: argparse.Namespace, state: EvalState, console: Console, req
 
 
 def run_open_tasks(
-    args: argparse.Namespace, state: EvalState, grader: Grader, output: Path, console: Console
+    args: argparse.Namespace, state: EvalState, grader: Grader, file: StateFile, console: Console
 ) -> BaseException | None:
     """Run what is open in `state`; returns what cut it short, Interrupted or StateError, if anything did."""
     with connected(args, state, console) as endpoints:
         if args.judge_endpoint:
             find_judge(args, state, console, required=not endpoints)
         grader.settings = state.grader
-        file = StateFile(output, args.dump_interval)
         file.save(state)  # a place that cannot be written is found out before the first request
         limits = Limits(args.request_timeout, args.max_retries)
         processor = Processor(endpoints, grader, args.api_key, limits)
@@ -2522,16 +2623,20 @@ def evaluate(args: argparse.Namespace, argv: list[str]) -> int:
     state = plan(args, dataset, grader)
     output = args.output or Path(f"{dataset.name}-{state.id}.json")
     check_output(output, args.resume, args.overwrite)
-    if args.resume:
-        state = continue_run(load_state(output), state)
-    console = Console(state, args.verbose, args.quiet)
-    end = None
-    if state.open_tasks():
-        end = run_open_tasks(args, state, grader, output, console)
-    else:
-        console.say("nothing to do: every task of this run has its verdict")
-    more = redact(next_step(state, argv, output), args.api_key, args.judge_api_key)
-    return conclude(console, output, started, more, end)
+    with StateFile(output, args.dump_interval) as file:
+        check_output(output, args.resume, args.overwrite)  # another process may have just made it
+        if args.resume:
+            state = continue_run(load_state(output, announce), state)
+        console = Console(state, args.verbose, args.quiet)
+        end = None
+        if state.open_tasks():
+            end = run_open_tasks(args, state, grader, file, console)
+        else:
+            console.say("nothing to do: every task of this run has its verdict")
+            if file.behind:
+                file.save(state)
+        more = redact(next_step(state, argv, output), args.api_key, args.judge_api_key)
+        return conclude(console, output, started, more, end)
 
 
 def regrade(args: argparse.Namespace, argv: list[str]) -> int:
@@ -2540,29 +2645,26 @@ def regrade(args: argparse.Namespace, argv: list[str]) -> int:
     In place means that the run is replaced once each of its responses has a new verdict; until then they are
     collected in a file beside it.
     """
-    started = time.monotonic()
-    before = load_state(args.regrade)
-    grader = make_grader(args, before.prompt.answer_format)
-    output = args.output or args.regrade
+    started, output = time.monotonic(), args.output or args.regrade
     in_place = os.path.realpath(output) == os.path.realpath(args.regrade)
     work = Path(f"{args.regrade}.regrading") if in_place else output
+    before = load_state(args.regrade, announce)
+    grader = make_grader(args, before.prompt.answer_format)
     check_output(work, args.resume, args.overwrite or in_place)
-    if args.resume:
-        state = load_state(work)
-        check_settings(state, replace(before, grader=grader.settings), "start again without --resume")
-        state.grader = merged(state.grader, grader.settings)
-    else:
-        state = replace(before, grader=grader.settings, task_states=dict(before.task_states))
-        for name, result in before.task_states.items():
-            if result.response:
-                state.task_states[name] = replace(result, status="ungraded", grade=None)
-    console = Console(state, args.verbose, args.quiet)
-    console.before = before.task_states
-    end = run_open_tasks(args, state, grader, work, console)
-    left = any(result.status == "ungraded" for result in state.task_states.values())
-    if in_place and not left and not end:
-        os.replace(work, args.regrade)
-        work = args.regrade
+    with contextlib.ExitStack() as held:
+        if in_place:
+            held.enter_context(StateFile(args.regrade, args.dump_interval))
+            before = load_state(args.regrade, announce)  # now that no other process can change it
+        file = held.enter_context(StateFile(work, args.dump_interval))
+        state = regrading(before, load_state(work, announce) if args.resume else None, grader)
+        console = Console(state, args.verbose, args.quiet)
+        console.before = before.task_states
+        end = run_open_tasks(args, state, grader, file, console)
+        left = any(result.status == "ungraded" for result in state.task_states.values())
+        if in_place and not left and not end:
+            os.replace(work, args.regrade)
+            journal_of(args.regrade).unlink(missing_ok=True)
+            work = args.regrade
     changed = sum(
         state.task_states[name].status not in ("ungraded", old.status) for name, old in console.before.items()
     )
@@ -2570,6 +2672,19 @@ def regrade(args: argparse.Namespace, argv: list[str]) -> int:
     if left:
         more["resume"] = redact(resume_command(argv, output), args.api_key, args.judge_api_key)
     return conclude(console, work, started, more, end)
+
+
+def regrading(before: EvalState, begun: EvalState | None, grader: Grader) -> EvalState:
+    """The run `before` with its responses ungraded, or what was `begun` of that; StateError if by another grader."""
+    state = replace(before, grader=grader.settings, task_states=dict(before.task_states))
+    if begun:
+        check_settings(begun, state, "start again without --resume")
+        begun.grader = merged(begun.grader, grader.settings)
+        return begun
+    for name, result in before.task_states.items():
+        if result.response:
+            state.task_states[name] = replace(result, status="ungraded", grade=None)
+    return state
 
 
 def conclude(console: Console, output: Path, started: float, more: dict[str, str], end: BaseException | None) -> int:

@@ -150,7 +150,7 @@ def test_any_terminal_encoding_will_do(fake_server, tmp_path, encoding):
     env = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C"}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, timeout=DEADLINE)
     assert done.returncode == 0, done.stderr
-    state = llama_eval.load_state(Path(tmp_path / "run.json"))
+    state = llama_eval.load_state(Path(tmp_path / "run.json"), pytest.fail)
     assert state.task_states["ü/数#0"].response.content == "答案 é ∑ ? {}"
 
 
@@ -179,7 +179,7 @@ def test_a_terminal_that_is_closed_ends_the_run_in_good_order(fake_server, tmp_p
     process.send_signal(signal.SIGHUP)
     assert process.wait(DEADLINE) == 129
     closed.set()
-    assert len(llama_eval.load_state(tmp_path / "run.json").open_tasks()) == 30
+    assert len(llama_eval.load_state(tmp_path / "run.json", pytest.fail).open_tasks()) == 30
 
 
 def graded(*grades):

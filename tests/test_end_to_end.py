@@ -105,7 +105,7 @@ def test_simulate_needs_no_server_and_leaves_none_behind(tmp_path, given, accura
     done = run_eval("--dataset", "practice", "--output", "run.json", "--simulate", *given, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert accuracy in done.stdout
-    url = llama_eval.load_state(Path(tmp_path / "run.json")).endpoints[0].url
+    url = llama_eval.load_state(Path(tmp_path / "run.json"), pytest.fail).endpoints[0].url
     with pytest.raises(llama_eval.RequestError, match="refused"):
         llama_eval.Client(url, None, 5).get("/health")
 

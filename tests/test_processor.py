@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from contextlib import contextmanager
 
 import pytest
 
@@ -315,8 +316,7 @@ def test_a_bug_in_a_worker_ends_the_run_loudly_and_saves_it(fake_server, tmp_pat
             raise ZeroDivisionError("a bug")
 
     server = fake_server(right)
-    state, file = three_tasks(tmp_path)
-    with pytest.raises(ZeroDivisionError):
+    with three_tasks(tmp_path) as (state, file), pytest.raises(ZeroDivisionError):
         processor(server, BrokenGrader()).process(state, file, ignore, print)
     states = state_of(tmp_path)["task_states"].values()
     assert {s["status"] for s in states} <= {"pending", "ungraded"}
@@ -327,10 +327,14 @@ def ignore(task, result):
     """A report that nobody reads."""
 
 
+@contextmanager
 def three_tasks(folder):
+    """A run of three tasks, and its file."""
     dataset, prompt = llama_eval.load_dataset("practice"), llama_eval.Prompt("json", "{question}")
     state = llama_eval.new_run(dataset, prompt, llama_eval.Sampling(), 1, 3)
-    return state, llama_eval.StateFile(folder / "run.json", 3600)
+    with llama_eval.StateFile(folder / "run.json", 3600) as file:
+        file.save(state)
+        yield state, file
 
 
 def processor(server, grader=None):
@@ -361,32 +365,38 @@ def test_what_has_finished_is_saved_even_if_nobody_has_read_the_output_yet(fake_
 
 
 def test_a_signal_while_the_state_is_saved_for_the_last_time_loses_nothing(tmp_path, monkeypatch, fake_server):
-    state, file = three_tasks(tmp_path)
-    file.save(state)
-    save, saves = file.save, []
+    with three_tasks(tmp_path) as (state, file):
+        save, saves = file.save, []
 
-    def interrupted_save(state):
-        saves.append(state.open_tasks())
-        if len(saves) == 1:
-            raise llama_eval.Interrupted(signal.SIGTERM)
-        save(state)
+        def interrupted_save(state):
+            saves.append(state.open_tasks())
+            if len(saves) == 1:
+                raise llama_eval.Interrupted(signal.SIGTERM)
+            save(state)
 
-    monkeypatch.setattr(file, "save", interrupted_save)
-    with pytest.raises(llama_eval.Interrupted):
-        processor(fake_server(right)).process(state, file, ignore, print)
-    assert saves == [[], []]
+        monkeypatch.setattr(file, "save", interrupted_save)
+        with pytest.raises(llama_eval.Interrupted):
+            processor(fake_server(right)).process(state, file, ignore, print)
+        assert saves == [[], []]
     assert state_of(tmp_path)["summary"]["counts"]["correct"] == 3
 
 
-def test_a_dump_that_fails_is_told_and_does_not_stop_the_run(tmp_path, monkeypatch, fake_server, capsys):
-    state, file = three_tasks(tmp_path)
+def test_a_dump_that_fails_is_told_and_does_not_stop_the_run_which_has_its_journal(
+    tmp_path, monkeypatch, fake_server, capsys
+):
+    with three_tasks(tmp_path) as (state, file):
+        save, failures = file.save, []
 
-    def fail(state, task):
-        raise llama_eval.StateError("cannot write the state run.json: No space left on device")
+        def fail(state):
+            failures.append(state)
+            if len(failures) > 3:
+                return save(state)
+            raise llama_eval.StateError("cannot write the state run.json: No space left on device")
 
-    monkeypatch.setattr(file, "record", fail)
-    processor(fake_server(right)).process(state, file, ignore, print)
-    assert "WARNING: cannot write the state run.json: No space left on device; trying" in capsys.readouterr().out
+        file.next_dump = 0.0
+        monkeypatch.setattr(file, "save", fail)
+        processor(fake_server(right)).process(state, file, ignore, print)
+    assert capsys.readouterr().out.count("WARNING: cannot write the state run.json: No space left") == 3
     assert state_of(tmp_path)["summary"]["counts"]["correct"] == 3
 
 
