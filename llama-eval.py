@@ -50,6 +50,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any, NoReturn, TextIO, TypeVar
@@ -367,7 +368,7 @@ class GraderError(EvalError):
 class RequestError(Exception):
     """One request got no usable reply; `retryable` says whether the same request may succeed later.
 
-    `attempts` is how many requests were sent before giving up.
+    `attempts` is how many requests were sent before giving up, `retry_after` the seconds that the server asks to wait.
     """
 
     def __init__(self, message: str, retryable: bool, status: int | None = None) -> None:
@@ -375,6 +376,11 @@ class RequestError(Exception):
         self.retryable = retryable
         self.status = status
         self.attempts = 1
+        self.retry_after = 0.0
+
+
+class ContextOverflowError(RequestError):
+    """The prompt does not fit the context of the server."""
 
 
 class Interrupted(BaseException):
@@ -1488,7 +1494,7 @@ class Client:
         try:
             reply = self._post({**body, "response_format": response_format(schema)} if schema and held else body)
         except RequestError as error:
-            if not held or error.status not in SCHEMA_REFUSED:
+            if not held or error.status not in SCHEMA_REFUSED or isinstance(error, ContextOverflowError):
                 raise
             reply = self._post(body)  # which fails as well if the request has any other fault
             self.rejects_schema = True
@@ -1522,7 +1528,11 @@ class Client:
             payload = self.redact(json.loads(text, parse_constant=lambda _: None, parse_float=finite_or_none))
         except (ValueError, RecursionError):
             payload = None
-        return checked_reply(reply.status_code, payload, text)
+        try:
+            return checked_reply(reply.status_code, payload, text)
+        except RequestError as error:
+            error.retry_after = seconds_to_wait(reply.headers.get("Retry-After"))
+            raise
 
     def redact(self, value: Any) -> Any:
         """`value` without the API key, which a server may send back in an error."""
@@ -1531,6 +1541,7 @@ class Client:
 
 BACKOFF_SECONDS = 0.5  # doubles with each attempt; the wait is a random part of it, so that clients spread
 BACKOFF_LIMIT = 30.0
+RETRY_AFTER_LIMIT = 600.0  # seconds; a server that asks for more is asked again all the same
 
 
 def complete_patiently(
@@ -1544,13 +1555,26 @@ def complete_patiently(
             return client.complete(body, schema), attempt
         except RequestError as error:
             error.attempts = attempt
-            if not error.retryable or attempt > max_retries or stop.wait(backoff(attempt)):
+            wait = max(backoff(attempt), error.retry_after)
+            if not error.retryable or attempt > max_retries or stop.wait(wait):
                 raise
 
 
 def backoff(attempt: int) -> float:
     """Seconds to wait after failed attempt 1, 2, ...: exponential with full jitter."""
     return random.uniform(0, min(BACKOFF_LIMIT, BACKOFF_SECONDS * 2 ** min(attempt - 1, 10)))
+
+
+def seconds_to_wait(retry_after: str | None) -> float:
+    """What a Retry-After header asks for, as seconds or as a date, within reason; 0 for none."""
+    try:
+        seconds = float(retry_after or 0)
+    except ValueError:
+        with contextlib.suppress(TypeError, ValueError):
+            seconds = parsedate_to_datetime(str(retry_after)).timestamp() - time.time()
+            return max(0.0, min(seconds, RETRY_AFTER_LIMIT))
+        return 0.0
+    return max(0.0, min(seconds, RETRY_AFTER_LIMIT)) if math.isfinite(seconds) else 0.0
 
 
 def asker(url: str, api_key: str | None, timeout: float, max_retries: int) -> Ask:
@@ -1597,6 +1621,8 @@ def checked_reply(status: int, payload: Any, text: str) -> Any:
         return payload
     message = error.get("message") if isinstance(error, dict) else error
     said = one_line(message or text) or "nothing more"
+    if "exceeds the available context size" in said:
+        raise ContextOverflowError(f"HTTP {status}: {said}", False, status)
     raise RequestError(f"HTTP {status}: {said}", status == 200 or status in RETRYABLE_STATUS, status)
 
 
@@ -1811,12 +1837,12 @@ GRADER_SETTINGS = frozenset({"grader", "judge model", "judge prompt", "command"}
 DUMP_SHARE = 0.02  # of the run's time at the most goes into writing the state
 
 
-def new_run(dataset: Dataset, prompt: Prompt, sampling: Sampling, samples: int, limit: int | None) -> EvalState:
-    """A run with all its tasks pending, breadth first: a run that is stopped has still asked evenly."""
+def new_run(dataset: Dataset, prompt: Prompt, sampling: Sampling, samples: int, part: slice = slice(None)) -> EvalState:
+    """A run of a part of the problems, all pending, breadth first: a run that is stopped has still asked evenly."""
     tasks = [
         Task(f"{dataset.name}/{p.id}#{sample}", p.id, sample, p.question, p.expected, p.order)
         for sample in range(samples)
-        for p in dataset.problems[:limit]
+        for p in dataset.problems[part]
     ]
     return EvalState(
         id=f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
@@ -1838,7 +1864,7 @@ def timestamp() -> str:
 
 def continue_run(previous: EvalState, new: EvalState) -> EvalState:
     """`new` with what `previous` has done; more samples or problems are fine, other settings a StateError."""
-    check_settings(previous, new, "--regrade grades what is there in another way")
+    check_settings(previous, new, "cannot resume with other settings", "--regrade grades what is there in another way")
     dropped = len(previous.task_states.keys() - new.task_states.keys())
     if dropped:
         raise StateError(
@@ -1856,10 +1882,10 @@ def merged(previous: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return {name: previous.get(name) if value is None else value for name, value in new.items()}
 
 
-def check_settings(previous: EvalState, new: EvalState, regrading: str) -> None:
+def check_settings(previous: EvalState, new: EvalState, complaint: str, advice: str) -> None:
     """Raise StateError, which lists the differences, unless both runs ask for the same results.
 
-    `regrading` is the advice where their graders differ.
+    It begins with `complaint`; `advice` is for where their graders differ.
     """
     before, now = settings(previous), settings(new)
     judged = any(result.grade and result.grade.prompt for result in previous.task_states.values())
@@ -1868,8 +1894,8 @@ def check_settings(previous: EvalState, new: EvalState, regrading: str) -> None:
     changed = [name for name, old in before.items() if old != now.get(name) and name not in known]
     if changed:
         told = (f"{n} was {brief(before[n])}, is now {brief(now.get(n))}" for n in changed)
-        hint = f"; {regrading}" if GRADER_SETTINGS & set(changed) else ""
-        raise StateError(f"cannot resume with other settings: {'; '.join(told)}{hint}")
+        hint = f"; {advice}" if GRADER_SETTINGS & set(changed) else ""
+        raise StateError(f"{complaint}: {'; '.join(told)}{hint}")
 
 
 def brief(value: Any) -> str:
@@ -2110,6 +2136,7 @@ def load_state(path: Path, warn: Callable[[str], None]) -> EvalState:
 
 # ---- processor ------------------------------------------------------------------------------------------
 
+REFUSALS = frozenset({401, 403, 404})  # of the key, the model or the path: each task would meet with the same
 Finished = tuple[Task, TaskState]
 Report = Callable[[Task, TaskState], None]
 
@@ -2255,9 +2282,16 @@ class Processor:
         outcome: dict[str, Any] = {"endpoint": client.base_url, "started": timestamp()}
         try:
             response, attempts = complete_patiently(client, body, schema, self.limits.max_retries, self.stop)
+        except ContextOverflowError as error:  # cut off before its first token
+            none = Response("", "", "length", None, None, 0, None, 0.0)
+            done = {"attempts": error.attempts, "finished": timestamp(), "error": str(error), **outcome}
+            return TaskState("ungraded", response=none, **done)
         except RequestError as error:
             if self.stop.is_set():
                 return None
+            if error.status in REFUSALS:
+                hint = "set the key, the model or the URL right, and resume"
+                raise EndpointError(f"{client.base_url} refuses the requests ({error}): {hint}") from None
             return TaskState("error", error=str(error), attempts=error.attempts, finished=timestamp(), **outcome)
         return TaskState("ungraded", response=response, attempts=attempts, finished=timestamp(), **outcome)
 
@@ -2528,7 +2562,11 @@ def plan(args: argparse.Namespace, dataset: Dataset, grader: Grader) -> EvalStat
     prompt = Prompt(args.answer_format, template, args.system_prompt, schema)
     names = [entry.name for entry in fields(Sampling)]
     sampling = Sampling(**{name: getattr(args, name) for name in names})
-    run = new_run(dataset, prompt, sampling, args.samples, args.limit)
+    number, shards = args.shard
+    part = slice(number - 1, args.limit or len(dataset.problems), shards)
+    run = new_run(dataset, prompt, sampling, args.samples, part)
+    if not run.tasks:
+        raise UsageError(f"--shard {number}/{shards} has none of the {len(dataset.problems[: args.limit])} problems")
     run.model, run.grader = args.model, grader.settings
     return run
 
@@ -2597,7 +2635,7 @@ def find_judge(args: argparse.Namespace, state: EvalState, console: Console, req
 def run_open_tasks(
     args: argparse.Namespace, state: EvalState, grader: Grader, file: StateFile, console: Console
 ) -> BaseException | None:
-    """Run what is open in `state`; returns what cut it short, Interrupted or StateError, if anything did."""
+    """Run what is open in `state`; returns what cut it short, Interrupted or an EvalError, if anything did."""
     with connected(args, state, console) as endpoints:
         if args.judge_endpoint:
             find_judge(args, state, console, required=not endpoints)
@@ -2608,7 +2646,7 @@ def run_open_tasks(
         try:
             console.start()
             processor.process(state, file, console.task, console.say)
-        except (Interrupted, StateError) as end:
+        except (Interrupted, StateError, EndpointError) as end:
             return end
         finally:
             console.close()
@@ -2678,13 +2716,45 @@ def regrading(before: EvalState, begun: EvalState | None, grader: Grader) -> Eva
     """The run `before` with its responses ungraded, or what was `begun` of that; StateError if by another grader."""
     state = replace(before, grader=grader.settings, task_states=dict(before.task_states))
     if begun:
-        check_settings(begun, state, "start again without --resume")
+        check_settings(begun, state, "cannot resume with other settings", "start again without --resume")
         begun.grader = merged(begun.grader, grader.settings)
         return begun
     for name, result in before.task_states.items():
         if result.response:
             state.task_states[name] = replace(result, status="ungraded", grade=None)
     return state
+
+
+def merge(args: argparse.Namespace) -> int:
+    """Join the parts of one run that were evaluated apart, into --output; returns the exit status."""
+    started = time.monotonic()
+    whole, *others = (load_state(path, announce) for path in args.merge)
+    for path, part in zip(args.merge[1:], others, strict=True):
+        check_settings(whole, part, f"{path} is no part of the same run as {args.merge[0]}", "regrade one of them")
+        join(whole, part, path)
+    # Breadth first again; within a sample the order of the parts is as good as any.
+    whole.tasks.sort(key=lambda task: task.sample)
+    check_output(args.output, resume=False, overwrite=args.overwrite)
+    with StateFile(args.output, 0) as file:
+        check_output(args.output, resume=False, overwrite=args.overwrite)
+        file.save(whole)
+    return conclude(Console(whole, args.verbose, args.quiet), args.output, started, {}, None)
+
+
+def join(whole: EvalState, part: EvalState, path: Path) -> None:
+    """Add the tasks of `part` to `whole`; raises StateError when both have a verdict on the same one."""
+    known = {task.id: task for task in whole.tasks}
+    for task in part.tasks:
+        result = part.task_states[task.id]
+        before = whole.task_states.get(task.id, TaskState())
+        if before.status in SCORED and result.status in SCORED and before != result:
+            raise StateError(f"{path} has another answer to {task.id}: parts of a run must not overlap")
+        if task.id not in known:
+            whole.tasks.append(task)
+        if before.status not in SCORED:
+            whole.task_states[task.id] = result
+    urls = {endpoint.url for endpoint in whole.endpoints}
+    whole.endpoints += [endpoint for endpoint in part.endpoints if endpoint.url not in urls]
 
 
 def conclude(console: Console, output: Path, started: float, more: dict[str, str], end: BaseException | None) -> int:
@@ -2708,7 +2778,7 @@ def next_step(state: EvalState, argv: list[str], output: Path) -> dict[str, str]
 def resume_command(argv: list[str], output: Path, samples: int | None = None) -> str:
     """The command that continues the run in `output`: the one that was given, less the key, plus --resume."""
     keys = {"--api-key": "LLAMA_API_KEY", "--judge-api-key": "JUDGE_API_KEY"}
-    dropped = {"--output", *keys, *(["--samples"] if samples else [])}
+    dropped = {"-o", "--output", *keys, *(["--samples"] if samples else [])}
     kept: list[str] = []
     words = iter(argv)
     for word in words:
@@ -2783,6 +2853,14 @@ def prompt_template(path: str) -> str:
     return text
 
 
+def shard(text: str) -> tuple[int, int]:
+    """The I and N of a --shard I/N."""
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a part I/N, such as 1/4 to 4/4")
+    return int(found[1]), int(found[2])
+
+
 def comma_list(parse: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     """A parser of one or more values with commas between them."""
     return lambda text: [parse(part.strip()) for part in text.split(",")]
@@ -2841,6 +2919,8 @@ def add_what_options(add: Callable[..., Any]) -> None:
     known = f"{', '.join(KNOWN_DATASETS)}, or objects with question and answer (default: aime2025)"
     add("--dataset", default="aime2025", metavar="NAME|FILE.jsonl", help=known)
     add("--limit", type=whole_number(1), metavar="N", help="only the first N problems")
+    parts = "only the problems of part I of N, for as many processes or machines; --merge joins them"
+    add("--shard", type=shard, default=(1, 1), metavar="I/N", help=parts)
     add("--samples", type=whole_number(1, 10_000), default=1, metavar="K", help="answers to each problem (default: 1)")
     add("--system-prompt", metavar="TEXT", help="a system message before the question")
     own = "a prompt of one's own, with {question} where the question goes"
@@ -2885,7 +2965,10 @@ def add_sampling_options(add: Callable[..., Any]) -> None:
 def add_run_options(group: argparse._ArgumentGroup) -> None:
     """The state file, limits, and how much is printed."""
     add = group.add_argument
-    add("--output", type=Path, metavar="FILE", help="the state of the run (default: a name of its own in this folder)")
+    file = "the state of the run (default: a name of its own in this folder)"
+    add("-o", "--output", type=Path, metavar="FILE", help=file)
+    joined = "join the parts of one run, made with --shard, into --output"
+    add("--merge", type=Path, nargs="+", metavar="STATE", help=joined)
     existing = group.add_mutually_exclusive_group().add_argument
     extended = "continue the run in --output; more --samples or a higher --limit extend it"
     existing("--resume", action="store_true", help=extended)
@@ -2909,9 +2992,15 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The command line, checked as a whole; raises UsageError."""
     parser = build_parser()
     args = parser.parse(argv)
+    given = parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(vars(args))))[0]
+    if args.merge:
+        refuse_all_but(("merge", "output", "overwrite", "verbose", "quiet"), given, "--merge, which only joins files")
+        if args.output is None:
+            raise UsageError("--merge needs the --output FILE to write")
+        return args
     if args.regrade:
-        unset = argparse.Namespace(**dict.fromkeys(vars(args)))
-        refuse_all_but_regrading(parser.parse_known_args(argv, unset)[0])
+        meant = ("regrade", "output", "overwrite", "resume", "dump_interval", "verbose", "quiet", "grader", "judge")
+        refuse_all_but(meant, given, f"--regrade, which only grades what {args.regrade} holds")
     check_servers(args)
     check_grading(args)
     if args.resume and args.output is None and args.regrade is None:
@@ -2927,13 +3016,14 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def refuse_all_but_regrading(given: argparse.Namespace) -> None:
-    """Raise UsageError for an option that means nothing with --regrade; those not given are None."""
-    meant = {"regrade", "output", "overwrite", "resume", "dump_interval", "verbose", "quiet"}
+def refuse_all_but(meant: tuple[str, ...], given: argparse.Namespace, mode: str) -> None:
+    """Raise UsageError for an option that means nothing in `mode`; those not given are None.
+
+    `meant` are the names of those that do, or how they begin.
+    """
     for name, value in vars(given).items():
-        if value is not None and name not in meant and not name.startswith(("grader", "judge")):
-            option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option} means nothing with --regrade, which only grades what {given.regrade} holds")
+        if value is not None and not name.startswith(meant):
+            raise UsageError(f"--{name.replace('_', '-')} means nothing with {mode}")
 
 
 def check_servers(args: argparse.Namespace) -> None:
@@ -3010,6 +3100,8 @@ def main(argv: list[str] | None = None) -> int:
     prepare_process()
     try:
         args = parse_arguments(argv)
+        if args.merge:
+            return merge(args)
         return regrade(args, argv) if args.regrade else evaluate(args, argv)
     except EvalError as error:
         complaint, status = f"error: {one_line(error, 1000)}", error.exit_code

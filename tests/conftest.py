@@ -45,11 +45,11 @@ def isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyte
 
 
 @pytest.fixture
-def fake_server() -> Iterator[Callable[[Callable[[str, str, Any], tuple[int, Any]]], FakeServer]]:
+def fake_server() -> Iterator[Callable[[Callable[[str, str, Any], tuple[Any, ...]]], FakeServer]]:
     """`fake_server(reply)` gives a FakeServer, which is closed when the test ends."""
     with ExitStack() as running:
 
-        def start_one(reply: Callable[[str, str, Any], tuple[int, Any]]) -> FakeServer:
+        def start_one(reply: Callable[[str, str, Any], tuple[Any, ...]]) -> FakeServer:
             server = FakeServer(reply)
             running.callback(server.close)
             return server

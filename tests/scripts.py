@@ -71,13 +71,13 @@ def right(method: str, path: str, body: Any) -> tuple[int, Any]:
 
 
 class FakeServer:
-    """A real HTTP server on a free port; `reply(method, path, body)` gives a status and the payload to send.
+    """A real HTTP server on a free port; `reply(method, path, body)` gives a status, a payload and maybe headers.
 
     Bytes are sent as they are, anything else as JSON. Every request is kept in `requests`, as
     (method, path, headers, body).
     """
 
-    def __init__(self, reply: Callable[[str, str, Any], tuple[int, Any]]) -> None:
+    def __init__(self, reply: Callable[[str, str, Any], tuple[Any, ...]]) -> None:
         self.requests: list[tuple[str, str, dict[str, str], Any]] = []
         outer = self
 
@@ -89,10 +89,12 @@ class FakeServer:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 parsed = json.loads(body) if body else None
                 outer.requests.append((self.command, self.path, dict(self.headers), parsed))
-                status, payload = reply(self.command, self.path, parsed)
+                status, payload, *headers = reply(self.command, self.path, parsed)
                 data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
+                for name, value in headers[0].items() if headers else ():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(data)
 

@@ -321,3 +321,23 @@ def test_a_proxy_is_not_asked_for_this_machine(fake_server, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     assert complete((200, completion("70")), fake_server).content == "70"
+
+
+@pytest.mark.parametrize(
+    ("header", "least", "most"),
+    [
+        (None, 0, 0),
+        ("", 0, 0),
+        ("0", 0, 0),
+        ("1.5", 1.5, 1.5),
+        ("-3", 0, 0),
+        ("86400", 600, 600),
+        ("nan", 0, 0),
+        ("inf", 0, 0),
+        ("soon", 0, 0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
+        ("Wed, 21 Oct 2065 07:28:00 GMT", 600, 600),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date_within_reason(header, least, most):
+    assert least <= llama_eval.seconds_to_wait(header) <= most

@@ -18,7 +18,7 @@ SCORED = llama_eval.SCORED
 
 def a_run(samples=1):
     dataset, prompt = llama_eval.load_dataset("practice"), llama_eval.Prompt("json", "{question}")
-    return llama_eval.new_run(dataset, prompt, llama_eval.Sampling(), samples, 4)
+    return llama_eval.new_run(dataset, prompt, llama_eval.Sampling(), samples, slice(4))
 
 
 def finish(state, number, status="correct"):

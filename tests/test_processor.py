@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from contextlib import contextmanager
 
@@ -115,6 +116,62 @@ def test_every_task_has_a_seed_of_its_own_that_does_not_depend_on_the_run(fake_s
     seeds = [body["seed"] for body in server.prompts()]
     assert len(set(seeds)) == 12
     assert sorted(seeds[:12]) == sorted(seeds[12:])
+
+
+def test_a_server_that_asks_to_wait_is_given_the_time(fake_server, tmp_path):
+    moments = []
+
+    def reply(method, path, body):
+        if method == "GET":
+            return 404, b""
+        moments.append(time.monotonic())
+        if len(moments) == 1:
+            return 429, {"error": {"message": "slow down"}}, {"Retry-After": "1"}
+        return right(method, path, body)
+
+    server = fake_server(reply)
+    done = run_eval("--endpoint", server.url, "--dataset", "practice", "--limit", 1, cwd=tmp_path)
+    assert "1 correct" in done.stdout
+    assert moments[1] - moments[0] >= 1
+
+
+def test_a_prompt_that_does_not_fit_the_context_is_truncated_and_not_asked_again(fake_server, tmp_path):
+    error = {"code": 400, "type": "exceed_context_size_error", "n_prompt_tokens": 3017, "n_ctx": 1024}
+    error["message"] = "request (3017 tokens) exceeds the available context size (1024 tokens), try increasing it"
+    server = fake_server(lambda method, path, body: (400, {"error": error}) if method == "POST" else (404, b""))
+    options = ["--endpoint", server.url, "--dataset", "practice", "--limit", 2, "--output", "run.json"]
+    for answer_format in ("json", "schema"):
+        server.requests.clear()
+        done = run_eval(*options, "--answer-format", answer_format, "--overwrite", cwd=tmp_path)
+        assert done.returncode == 0
+        assert "2 truncated" in done.stdout
+        assert len(server.prompts()) == 2
+    state = json.loads((tmp_path / "run.json").read_text("utf-8"))
+    assert {s["error"] for s in state["task_states"].values()} == {f"HTTP 400: {error['message']}"}
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refused_key_or_model_stops_the_run_at_once(fake_server, tmp_path, status):
+    """It is refused from the third request on, as a key is that has run out."""
+    asked = []
+
+    def reply(method, path, body):
+        if method == "POST":
+            asked.append(path)
+        if len(asked) > 2:
+            return status, {"error": {"message": "no such model"}}
+        return right(method, path, body)
+
+    server = fake_server(reply)
+    options = ["--endpoint", server.url, "--dataset", "practice", "--threads", 1, "--output", "run.json"]
+    done = run_eval(*options, cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"{server.url} refuses the requests (HTTP {status}: no such model): set the key, the model" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert len(asked) == 3
+    assert "2 correct" in done.stdout
+    assert "28 pending" in done.stdout
+    assert re.search(r"^resume .* --output run.json --resume$", done.stdout, re.MULTILINE)
 
 
 def test_a_fault_that_passes_costs_nothing_but_another_attempt(fake_server, tmp_path):
@@ -331,7 +388,7 @@ def ignore(task, result):
 def three_tasks(folder):
     """A run of three tasks, and its file."""
     dataset, prompt = llama_eval.load_dataset("practice"), llama_eval.Prompt("json", "{question}")
-    state = llama_eval.new_run(dataset, prompt, llama_eval.Sampling(), 1, 3)
+    state = llama_eval.new_run(dataset, prompt, llama_eval.Sampling(), 1, slice(3))
     with llama_eval.StateFile(folder / "run.json", 3600) as file:
         file.save(state)
         yield state, file

@@ -20,7 +20,7 @@ def problems(*expected):
 def new_run(dataset=None, samples=1, limit=None, **changes):
     prompt = llama_eval.Prompt("json", "{question}", changes.pop("system", None))
     sampling = llama_eval.Sampling(**changes)
-    return llama_eval.new_run(dataset or problems("1", "2", "3"), prompt, sampling, samples, limit)
+    return llama_eval.new_run(dataset or problems("1", "2", "3"), prompt, sampling, samples, slice(limit))
 
 
 def dump(path, state):
