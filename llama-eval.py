@@ -1438,6 +1438,8 @@ def hub_answers(endpoint: str) -> bool:
 
 # ---- endpoints ------------------------------------------------------------------------------------------
 
+DEFAULT_THREADS = 4
+MAX_THREADS = 1000
 CONNECT_SECONDS = 10.0
 PROBE_SECONDS = 10.0
 RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -1667,22 +1669,24 @@ def message_text(content: Any) -> str:
 # ---- preflight ------------------------------------------------------------------------------------------
 
 
-def preflight(url: str, threads: int, api_key: str | None, say: Callable[[str], None]) -> Endpoint:
+def preflight(url: str, threads: int | None, api_key: str | None, say: Callable[[str], None]) -> Endpoint:
     """What the server at `url` says of itself, once it is up; raises EndpointError when it cannot be used.
 
-    A model still being loaded is waited for. /health, /v1/models and /props are each optional: only a
-    llama-server has all three.
+    Without a number of threads it gets as many as it has slots. A model still being loaded is waited for. /health,
+    /v1/models and /props are each optional: only a llama-server has all three.
     """
     wait_until_loaded(Client(url, api_key, PROBE_SECONDS), say)
     return look_at(url, threads, api_key)
 
 
-def look_at(url: str, threads: int, api_key: str | None, key_variable: str = "LLAMA_API_KEY") -> Endpoint:
+def look_at(url: str, threads: int | None, api_key: str | None, key_variable: str = "LLAMA_API_KEY") -> Endpoint:
     """What the server at `url` says of itself now; raises EndpointError when it cannot be used."""
     client = Client(url, api_key, PROBE_SECONDS)
     listed = typed(typed(probe(client, "/v1/models", key_variable), dict).get("data"), list)
     models = [entry for entry in listed if isinstance(entry, dict) and model_names(entry)]
-    return Endpoint(url, threads, models, typed(probe(client, "/props"), dict) or None)
+    props = typed(probe(client, "/props"), dict)
+    slots = min(as_count(props.get("total_slots")) or DEFAULT_THREADS, MAX_THREADS)
+    return Endpoint(url, threads or slots, models, props or None)
 
 
 def wait_until_loaded(client: Client, say: Callable[[str], None]) -> None:
@@ -2808,6 +2812,11 @@ def whole_number(minimum: int, maximum: int = 10**9) -> Callable[[str], int]:
     return parse
 
 
+def thread_count(text: str) -> int | None:
+    """A number of threads, or None for "auto"."""
+    return None if text == "auto" else whole_number(1, MAX_THREADS)(text)
+
+
 def real_number(minimum: float, maximum: float = math.inf) -> Callable[[str], float]:
     """A parser of finite numbers between `minimum` and `maximum`."""
 
@@ -2905,8 +2914,8 @@ def add_where_options(add: Callable[..., Any]) -> None:
     """The servers."""
     several = "base URL of a server, with or without /v1; several: repeat it, or use commas"
     add("--endpoint", "--server", action="append", default=[], metavar="URL", help=several)
-    each = "requests at a time, for every endpoint or for each one (default: 4)"
-    add("--threads", type=comma_list(whole_number(1, 1000)), default=[4], metavar="N[,N...]", help=each)
+    each = f"requests at a time, for every endpoint or for each one; auto: its slots (default: {DEFAULT_THREADS})"
+    add("--threads", type=comma_list(thread_count), default=[DEFAULT_THREADS], metavar="N[,N...]|auto", help=each)
     add("--model", metavar="NAME", help="the model to ask for (default: the one that is served)")
     hidden = "better kept in LLAMA_API_KEY or OPENAI_API_KEY, which no list of processes shows"
     add("--api-key", metavar="KEY", help=hidden)

@@ -87,6 +87,25 @@ def test_endpoints_share_the_tasks_each_with_its_own_threads(fake_server, tmp_pa
     assert (len(one.prompts()), len(two.prompts())) == (4, 8)
 
 
+@pytest.mark.parametrize(("slots", "threads"), [(6, 6), (None, 4), (0, 4), ("many", 4)])
+def test_automatic_threads_are_the_slots_that_the_server_reports(fake_server, tmp_path, slots, threads):
+    together = threading.Barrier(threads, timeout=DEADLINE)
+
+    def reply(method, path, body):
+        if path == "/props" and slots is not None:
+            return 200, {"total_slots": slots}
+        if method == "POST":
+            together.wait()
+        return right(method, path, body)
+
+    server = fake_server(reply)
+    options = ["--dataset", "practice", "--limit", 2 * threads, "--threads", "auto", "--output", "run.json"]
+    done = run_eval("--endpoint", server.url, *options, cwd=tmp_path)
+    assert f"{2 * threads} correct" in done.stdout
+    assert f", {threads} threads" in done.stdout
+    assert state_of(tmp_path)["endpoints"][0]["threads"] == threads
+
+
 def test_a_request_carries_what_was_asked_for_and_nothing_else(fake_server, tmp_path):
     server = fake_server(right)
     run_eval("--endpoint", server.url, "--dataset", "practice", "--limit", 1, "--output", "plain.json", cwd=tmp_path)
