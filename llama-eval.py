@@ -1089,6 +1089,8 @@ class CommandGrader(Grader):
     def grade(self, task: Task, response: Response) -> Grade:
         """Correct for exit status 0, incorrect for 1, ungraded for everything else."""
         rule = self.rule.grade(task, response)
+        if response.finish_reason == "length" and response.completion_tokens == 0:
+            return rule  # the prompt did not fit the context: there is nothing to grade
         given = (rule.answer or "")[:MAX_ANSWER]  # an argument can only be so long
         words = [fill(word, answer=given, expected=task.expected) for word in self.words]
         try:
@@ -1572,7 +1574,7 @@ def seconds_to_wait(retry_after: str | None) -> float:
     try:
         seconds = float(retry_after or 0)
     except ValueError:
-        with contextlib.suppress(TypeError, ValueError):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
             seconds = parsedate_to_datetime(str(retry_after)).timestamp() - time.time()
             return max(0.0, min(seconds, RETRY_AFTER_LIMIT))
         return 0.0
@@ -1871,9 +1873,8 @@ def continue_run(previous: EvalState, new: EvalState) -> EvalState:
     check_settings(previous, new, "cannot resume with other settings", "--regrade grades what is there in another way")
     dropped = len(previous.task_states.keys() - new.task_states.keys())
     if dropped:
-        raise StateError(
-            f"cannot resume with less: {dropped} tasks of the run would be left out; give its --samples and --limit"
-        )
+        advice = "give its --samples, --limit and --shard"
+        raise StateError(f"cannot resume with less: {dropped} tasks of the run would be left out; {advice}")
     new.task_states.update(previous.task_states)
     new.id, new.created = previous.id, previous.created
     new.model, new.endpoints = previous.model, previous.endpoints
@@ -1892,7 +1893,8 @@ def check_settings(previous: EvalState, new: EvalState, complaint: str, advice: 
     It begins with `complaint`; `advice` is for where their graders differ.
     """
     before, now = settings(previous), settings(new)
-    judged = any(result.grade and result.grade.prompt for result in previous.task_states.values())
+    scored = [result for result in previous.task_states.values() if result.status in SCORED]
+    judged = any(result.grade and result.grade.prompt for result in scored)
     known = {"judge model"} if before.get("judge model") is None and not judged else set()  # it was out of reach
     known |= {name for name in ("model", "judge model") if now.get(name) is None}  # it is what is served
     changed = [name for name, old in before.items() if old != now.get(name) and name not in known]
@@ -2089,6 +2091,14 @@ class StateFile:
             ended = time.monotonic()
             self.next_dump = ended + max(self.interval, (ended - started) / DUMP_SHARE)
 
+    def become(self, path: Path) -> None:
+        """Replace the run by the one in the file at `path`, which is gone then; raises StateError."""
+        try:
+            os.replace(path, self.path)
+        except OSError as error:
+            raise StateError(f"cannot replace {self.path} by {path}: {error.strerror}") from None
+        os.ftruncate(self.journal, 0)
+
 
 def journal_of(path: Path) -> Path:
     """The journal of the run in the file at `path`."""
@@ -2124,8 +2134,10 @@ def load_state(path: Path, warn: Callable[[str], None]) -> EvalState:
     journal, known = journal_of(path), {task.id: task.id for task in state.tasks}
     try:
         *lines, torn = journal.read_bytes().split(b"\n")
-    except OSError:
+    except FileNotFoundError:
         return state
+    except OSError as error:
+        raise StateError(f"cannot read {journal}: {error.strerror}") from None
     if torn:
         warn(f"WARNING: {journal}: its last line is torn, as a crash leaves it, and is dropped")
     for number, line in enumerate(lines, 1):
@@ -2167,6 +2179,7 @@ class Processor:
         self.api_key = api_key
         self.limits = limits
         self.stop = threading.Event()
+        self.serving: set[str] = set()  # the endpoints that have answered
         self.todo: queue.SimpleQueue[Task] = queue.SimpleQueue()
         self.answered: queue.SimpleQueue[tuple[Task, TaskState, Response] | None] = queue.SimpleQueue()
         # Carries the URL of an endpoint to say that it refuses a response_format.
@@ -2293,10 +2306,11 @@ class Processor:
         except RequestError as error:
             if self.stop.is_set():
                 return None
-            if error.status in REFUSALS:
+            if error.status == 401 or (error.status in REFUSALS and client.base_url not in self.serving):
                 hint = "set the key, the model or the URL right, and resume"
                 raise EndpointError(f"{client.base_url} refuses the requests ({error}): {hint}") from None
             return TaskState("error", error=str(error), attempts=error.attempts, finished=timestamp(), **outcome)
+        self.serving.add(client.base_url)
         return TaskState("ungraded", response=response, attempts=attempts, finished=timestamp(), **outcome)
 
     def _grade(self) -> None:
@@ -2689,13 +2703,14 @@ def regrade(args: argparse.Namespace, argv: list[str]) -> int:
     """
     started, output = time.monotonic(), args.output or args.regrade
     in_place = os.path.realpath(output) == os.path.realpath(args.regrade)
-    work = Path(f"{args.regrade}.regrading") if in_place else output
+    target = Path(os.path.realpath(args.regrade)) if os.path.islink(args.regrade) else args.regrade
+    work = Path(f"{target}.regrading") if in_place else output
     before = load_state(args.regrade, announce)
     grader = make_grader(args, before.prompt.answer_format)
     check_output(work, args.resume, args.overwrite or in_place)
     with contextlib.ExitStack() as held:
         if in_place:
-            held.enter_context(StateFile(args.regrade, args.dump_interval))
+            original = held.enter_context(StateFile(target, args.dump_interval))
             before = load_state(args.regrade, announce)  # now that no other process can change it
         file = held.enter_context(StateFile(work, args.dump_interval))
         state = regrading(before, load_state(work, announce) if args.resume else None, grader)
@@ -2704,9 +2719,8 @@ def regrade(args: argparse.Namespace, argv: list[str]) -> int:
         end = run_open_tasks(args, state, grader, file, console)
         left = any(result.status == "ungraded" for result in state.task_states.values())
         if in_place and not left and not end:
-            os.replace(work, args.regrade)
-            journal_of(args.regrade).unlink(missing_ok=True)
-            work = args.regrade
+            original.become(work)
+            work = target
     changed = sum(
         state.task_states[name].status not in ("ungraded", old.status) for name, old in console.before.items()
     )
@@ -2721,11 +2735,12 @@ def regrading(before: EvalState, begun: EvalState | None, grader: Grader) -> Eva
     state = replace(before, grader=grader.settings, task_states=dict(before.task_states))
     if begun:
         check_settings(begun, state, "cannot resume with other settings", "start again without --resume")
-        begun.grader = merged(begun.grader, grader.settings)
-        return begun
+        state.grader = merged(begun.grader, grader.settings)
     for name, result in before.task_states.items():
         if result.response:
-            state.task_states[name] = replace(result, status="ungraded", grade=None)
+            done = begun.task_states.get(name) if begun else None
+            grade = done.grade if done and done.response == result.response else None  # the run may have gone on
+            state.task_states[name] = replace(result, status=grade.verdict if grade else "ungraded", grade=grade)
     return state
 
 
@@ -2745,6 +2760,11 @@ def merge(args: argparse.Namespace) -> int:
     return conclude(Console(whole, args.verbose, args.quiet), args.output, started, {}, None)
 
 
+def progress(result: TaskState) -> int:
+    """How far a task has come: not asked, asked in vain, answered, graded."""
+    return ("pending", "error", "ungraded").index(result.status) if result.status not in SCORED else 3
+
+
 def join(whole: EvalState, part: EvalState, path: Path) -> None:
     """Add the tasks of `part` to `whole`; raises StateError when both have a verdict on the same one."""
     known = {task.id: task for task in whole.tasks}
@@ -2755,8 +2775,9 @@ def join(whole: EvalState, part: EvalState, path: Path) -> None:
             raise StateError(f"{path} has another answer to {task.id}: parts of a run must not overlap")
         if task.id not in known:
             whole.tasks.append(task)
-        if before.status not in SCORED:
+        if before.status not in SCORED and progress(result) >= progress(before):
             whole.task_states[task.id] = result
+    whole.grader = merged(part.grader, whole.grader)
     urls = {endpoint.url for endpoint in whole.endpoints}
     whole.endpoints += [endpoint for endpoint in part.endpoints if endpoint.url not in urls]
 

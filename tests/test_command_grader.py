@@ -153,6 +153,12 @@ def is_let_go(pipe):
         os.close(pipe)
 
 
+def test_a_prompt_that_did_not_fit_the_context_is_not_for_a_command_to_grade():
+    grader = llama_eval.CommandGrader(llama_eval.RegexGrader("json"), "true", DEADLINE, 1)
+    nothing = llama_eval.Response("", "", "length", None, None, 0, None, 0.0)
+    assert grader.grade(TASK, nothing).verdict == "truncated"
+
+
 def test_a_command_that_reads_nothing_is_no_failure(tmp_path):
     assert grade("true", "x" * 1_000_000).verdict == "correct"
     assert grade("false", "x" * 1_000_000).verdict == "incorrect"

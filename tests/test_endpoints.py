@@ -336,6 +336,8 @@ def test_a_proxy_is_not_asked_for_this_machine(fake_server, monkeypatch):
         ("inf", 0, 0),
         ("soon", 0, 0),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", 0, 0),
+        ("Mon, 01 Jan 2024 00:00:00 +99999999999999999999", 0, 600),
         ("Wed, 21 Oct 2065 07:28:00 GMT", 600, 600),
     ],
 )

@@ -170,22 +170,46 @@ def test_a_prompt_that_does_not_fit_the_context_is_truncated_and_not_asked_again
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_refused_key_or_model_stops_the_run_at_once(fake_server, tmp_path, status):
-    """It is refused from the third request on, as a key is that has run out."""
+def test_a_server_that_refuses_its_first_request_stops_the_run(fake_server, tmp_path, status):
+    refusal = {"error": {"message": "no such model"}}
+    server = fake_server(lambda method, path, body: (status, refusal) if method == "POST" else (200, {}))
+    done = run_eval("--endpoint", server.url, "--dataset", "practice", "--threads", 1, cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"{server.url} refuses the requests (HTTP {status}: no such model): set the key, the model" in done.stderr
+    assert len(server.prompts()) == 1
+
+
+def test_one_question_that_is_refused_is_one_error(fake_server, tmp_path):
+    """As a filter in front of the server does it."""
+    last = list(ANSWERS.values())[2]
+
+    def reply(method, path, body):
+        if method == "POST" and expected(body) == last:
+            return 403, {"error": {"message": "flagged"}}
+        return right(method, path, body)
+
+    options = ["--endpoint", fake_server(reply).url, "--dataset", "practice", "--limit", 5, "--threads", 1]
+    done = run_eval(*options, cwd=tmp_path)
+    assert done.returncode == 3
+    assert "4 correct" in done.stdout
+    assert "HTTP 403: flagged" in done.stdout
+
+
+def test_a_key_that_is_refused_in_the_middle_stops_the_run_at_once(fake_server, tmp_path):
     asked = []
 
     def reply(method, path, body):
         if method == "POST":
             asked.append(path)
         if len(asked) > 2:
-            return status, {"error": {"message": "no such model"}}
+            return 401, {"error": {"message": "Invalid API Key"}}
         return right(method, path, body)
 
     server = fake_server(reply)
     options = ["--endpoint", server.url, "--dataset", "practice", "--threads", 1, "--output", "run.json"]
     done = run_eval(*options, cwd=tmp_path)
     assert done.returncode == 1
-    assert f"{server.url} refuses the requests (HTTP {status}: no such model): set the key, the model" in done.stderr
+    assert f"{server.url} refuses the requests (HTTP 401: Invalid API Key): set the key, the model" in done.stderr
     assert done.stderr.count("\n") == 1
     assert len(asked) == 3
     assert "2 correct" in done.stdout

@@ -217,3 +217,26 @@ def test_verbose_shows_the_answers_behind_a_change(finished):
     done = run_eval("--regrade", "run.json", "--grader", "cli", "--grader-cmd", command, "--verbose", cwd=finished)
     assert "    answered 7, expected 501 (found by: command)" in done.stdout
     assert "answered 500" not in done.stdout
+
+
+def test_a_run_that_has_gone_on_meanwhile_keeps_what_it_has(finished, fake_server):
+    """What was graded before is used where the response is still the same; no task is lost."""
+    judging = judge_of(fake_server, {"a": "500", "b": True, "c": "502", "d": "7"})
+    options = ["--regrade", "run.json", "--grader", "llm", "--judge-endpoint", judging.url]
+    assert run_eval(*options, cwd=finished).returncode == 3
+    run = ["--endpoint", fake_server(solve).url, "--dataset", "abcd.jsonl", "--output", "run.json", "--seed", 1]
+    assert "2 samples" in run_eval(*run, "--samples", 2, "--resume", cwd=finished).stdout
+    judging = judge_of(fake_server, {"a": "500", "b": "501", "c": "502", "d": "7"})
+    done = run_eval(*options[:-1], judging.url, "--resume", cwd=finished)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "6 correct, 2 incorrect" in done.stdout
+    assert sorted(map(name_in, judging.prompts())) == ["a", "b", "b", "c", "d"]
+
+
+def test_a_link_to_a_run_stays_a_link(finished):
+    (finished / "link.json").symlink_to("run.json")
+    before = (finished / "run.json").read_bytes()
+    done = run_eval("--regrade", "link.json", cwd=finished)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (finished / "link.json").is_symlink()
+    assert (finished / "run.json").read_bytes() != before

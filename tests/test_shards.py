@@ -122,3 +122,22 @@ def test_a_merge_does_not_write_over_a_run(fake_server, tmp_path):
     done = run_eval("--merge", "part1.json", "--output", "part1.json", cwd=tmp_path)
     assert (done.returncode, "the output part1.json exists" in done.stderr) == (1, True)
     assert (tmp_path / "part1.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("order", [("early.json", "late.json"), ("late.json", "early.json")])
+def test_the_further_of_two_copies_of_a_task_counts(fake_server, tmp_path, order):
+    part(fake_server(right), tmp_path, 1, 1, "--limit", 3, output="late.json")
+    data = state_of(tmp_path / "late.json")
+    steps = ["error", "pending", "ungraded"]
+    for step, result in zip(steps, data["task_states"].values(), strict=True):
+        result.update(status=step, grade=None, response=result["response"] if step == "ungraded" else None)
+    (tmp_path / "early.json").write_text(json.dumps(data), encoding="utf-8")
+    run_eval("--merge", *order, "--output", "all.json", cwd=tmp_path)
+    assert state_of(tmp_path / "all.json")["summary"]["counts"]["correct"] == 3
+    blank = {
+        **data,
+        "task_states": {t: {**s, "status": "pending", "response": None} for t, s in data["task_states"].items()},
+    }
+    (tmp_path / "blank.json").write_text(json.dumps(blank), encoding="utf-8")
+    run_eval("--merge", "early.json", "blank.json", "--output", "two.json", cwd=tmp_path)
+    assert state_of(tmp_path / "two.json")["task_states"] == data["task_states"]
