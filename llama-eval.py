@@ -14,9 +14,10 @@
     python llama-eval.py --endpoint http://localhost:8033 --threads 4
     python llama-eval.py --simulate --dataset practice        # no server, no network: see it work
 
-Every finished task is printed as it completes; the whole run is kept in one JSON file (--output), written
-atomically as the run goes on, from which --resume continues. Exit status: 0 every task graded, 1 could not
-run, 2 bad usage, 3 finished but some tasks have no verdict, 129, 130 and 143 stopped by SIGHUP, Ctrl-C and SIGTERM.
+Every finished task is printed as it completes and added to a journal; the whole run is kept in one JSON file
+(--output), written atomically as the run goes on. From both --resume continues. Exit status: 0 every task graded,
+1 could not run, 2 bad usage, 3 finished but some tasks have no verdict; 129, 130 and 143 stopped by SIGHUP, Ctrl-C
+and SIGTERM.
 
 Sections: prompts, vocabulary, errors, numbers and letters, objects and boxes, answers, graders, judge, command
 grader, datasets, endpoints, preflight, statistics, state on disk, journal, processor, console, simulator, evaluation,
@@ -123,9 +124,10 @@ def object_schema(**properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": names, "additionalProperties": False}
 
 
+LETTERS = "ABCDEFGHIJ"  # of the options of a multiple choice
 ANSWER_SCHEMAS = {
     "integer": object_schema(reasoning={"type": "string"}, answer={"type": "integer"}),
-    "letter": object_schema(reasoning={"type": "string"}, answer={"type": "string", "enum": list("ABCDEFGHIJ")}),
+    "letter": object_schema(reasoning={"type": "string"}, answer={"type": "string", "enum": list(LETTERS)}),
 }
 JUDGE_SCHEMA = object_schema(answer={"type": ["string", "null"]})
 
@@ -450,7 +452,6 @@ HEDGE = re.compile(
 LIST_WORD = re.compile(r"(?:or|and|oder|ou|o|und|et|y|или|и)\b|或|和|または", re.IGNORECASE)
 NUMBER = re.compile(r"(?<![a-zA-Z0-9_.])[-−]?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?")
 
-LETTERS = "ABCDEFGHIJ"  # of the options of a multiple choice
 OPTION_WORD = re.compile(
     r"^\s*(?:(?:the|final|correct|right|best|my|answer|option|choice|letter|is|would|must|has to|be|therefore|thus"
     r"|hence|so|that|la|(?:we|I)\s+(?:choose|select|pick)|选项?)\b[\s:,]*|[→➜⇒∴]\s*|选项?)*",
@@ -646,8 +647,6 @@ def joined_by_or(text: str) -> bool:
 
 
 # ---- answers --------------------------------------------------------------------------------------------
-#
-# What in a response is its answer.
 
 MARKER = re.compile(
     r"""answer[*_"'”’\\]*\s*(?:(?:is|of|(?:must|should|would|has to) be)\b|[:=：|→➜]|[–—-]\s)|answer[*_]*[ \t]*\n"""
@@ -685,7 +684,7 @@ WITHDRAWN = re.compile(
 STRUCK = re.compile(r"~~[^~\n]*~~")
 TAG = re.compile(r"</?[a-zA-Z][^<>]{0,80}>|<\|[a-z_]{1,40}\|>")
 NOTE = re.compile(r"(?<=[0-9$*°})`.])\s+\((?!\s*(?:or|oder|ou)\b)[^()]*\)")  # after a number, such as "(see above)"
-# Where the statement of an answer ends and its reasons or other statements begin.
+# Where the statement of an answer ends.
 CLAUSE_END = re.compile(
     r"(?<=[0-9)}$*°`])[.!][*_]*\s+(?=[^\W\d_])|[.!]\s+(?=[A-Z])|,?\s+(?:since|because|as|which|where|given|so|but)\b"
     r"|\s+\|\s|(?<=[0-9]):\s|(?<=[0-9])[，。；]|(?<=[0-9])\.\s+(?=[0-9][^.]*=)|\s+out\s+of\b|\s[✅✓✔]"
@@ -1959,7 +1958,7 @@ def load_dump(path: Path) -> tuple[EvalState, str | None]:
 
 def state_from_json(data: dict[str, Any]) -> EvalState:
     """The EvalState that `state_to_json` wrote; raises KeyError, TypeError or ValueError on anything else."""
-    tasks = [Task(**task) for task in data["tasks"]]
+    tasks = [with_texts(Task(**task), "id", "problem", "question", "expected") for task in data["tasks"]]
     if not tasks:
         raise ValueError("it has no tasks")
     if not isinstance(data["grader"]["name"], str):
@@ -1979,8 +1978,19 @@ def task_state_from_json(data: dict[str, Any]) -> TaskState:
     if data["status"] not in STATUSES:
         raise ValueError(f"has the unknown status {data['status']!r}")
     grade = grade_from_json(data["grade"]) if data["grade"] else None
-    response = Response(**data["response"]) if data["response"] else None
+    response = with_texts(Response(**data["response"]), "content", "reasoning") if data["response"] else None
     return TaskState(**{**data, "grade": grade, "response": response})
+
+
+Record = TypeVar("Record", Task, Response)
+
+
+def with_texts(record: Record, *names: str) -> Record:
+    """`record`, if its fields called `names` are texts, as the rules take them to be; raises TypeError."""
+    for name in names:
+        if not isinstance(getattr(record, name), str):
+            raise TypeError(f"its {name} is no text")
+    return record
 
 
 def grade_from_json(data: dict[str, Any]) -> Grade:
@@ -2986,7 +2996,7 @@ def add_sampling_options(add: Callable[..., Any]) -> None:
     add("--min-p", type=real_number(0, 1), metavar="P")
     most = "tokens a response may have, its reasoning included"
     add("--max-tokens", "--n-predict", "--n_predict", type=whole_number(1), metavar="N", help=most)
-    seeded = "gives each request a seed of its own, derived from N and the task"
+    seeded = "gives each request a seed of its own, derived from N and the task, and shuffles multiple choices"
     add("--seed", type=whole_number(0, 2**53), metavar="N", help=seeded)
     other = 'anything else for the request, such as \'{"reasoning_effort": "high"}\''
     add("--extra-body", type=json_object, default={}, metavar="JSON", help=other)
@@ -3014,7 +3024,7 @@ def add_run_options(group: argparse._ArgumentGroup) -> None:
         help="for a request that failed (default: 3)",
     )
     shown = group.add_mutually_exclusive_group().add_argument
-    shown("--verbose", action="store_true", help="show each answer against what was expected")
+    shown("--verbose", action="store_true", help="show each answer against what was expected, and the review list")
     shown("--quiet", action="store_true", help="only the bar, on a terminal, the summary, and warnings")
 
 

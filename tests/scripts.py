@@ -70,6 +70,35 @@ def right(method: str, path: str, body: Any) -> tuple[int, Any]:
     return (200, completion(f'{{"answer": {expected(body)}}}')) if method == "POST" else (404, b"")
 
 
+Reply = Callable[[str, str, Any], tuple[Any, ...]]
+
+
+def busy_at_first() -> Reply:
+    """The reply of a server that is right, after a 503 to each question."""
+    failed = set()
+
+    def reply(method: str, path: str, body: Any) -> tuple[int, Any]:
+        if method == "POST" and expected(body) not in failed:
+            failed.add(expected(body))
+            return 503, {"error": {"message": "busy"}}
+        return right(method, path, body)
+
+    return reply
+
+
+def held_back() -> tuple[Reply, threading.Event, threading.Event]:
+    """The reply of a server that is right, but not until the last of two events; the first says that it was asked."""
+    asked, over = threading.Event(), threading.Event()
+
+    def reply(method: str, path: str, body: Any) -> tuple[int, Any]:
+        if method == "POST":
+            asked.set()
+            over.wait(DEADLINE)
+        return right(method, path, body)
+
+    return reply, asked, over
+
+
 class FakeServer:
     """A real HTTP server on a free port; `reply(method, path, body)` gives a status, a payload and maybe headers.
 
@@ -77,7 +106,7 @@ class FakeServer:
     (method, path, headers, body).
     """
 
-    def __init__(self, reply: Callable[[str, str, Any], tuple[Any, ...]]) -> None:
+    def __init__(self, reply: Reply) -> None:
         self.requests: list[tuple[str, str, dict[str, str], Any]] = []
         outer = self
 

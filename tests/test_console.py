@@ -10,12 +10,11 @@ import struct
 import subprocess
 import sys
 import termios
-import threading
 from pathlib import Path
 
 import pytest
 
-from scripts import DEADLINE, EVAL, completion, load, run_eval
+from scripts import DEADLINE, EVAL, completion, held_back, load, run_eval
 
 llama_eval = load(EVAL)
 
@@ -155,14 +154,7 @@ def test_any_terminal_encoding_will_do(fake_server, tmp_path, encoding):
 
 
 def test_a_terminal_that_is_closed_ends_the_run_in_good_order(fake_server, tmp_path):
-    asked, closed = threading.Event(), threading.Event()
-
-    def reply(method, path, body):
-        if method == "POST":
-            asked.set()
-            closed.wait(DEADLINE)
-        return serve('{"answer": 96}')(method, path, body)
-
+    reply, asked, closed = held_back()
     ours, theirs = pty.openpty()
     options = ["--endpoint", fake_server(reply).url, "--dataset", "practice", "--output", "run.json"]
     process = subprocess.Popen(

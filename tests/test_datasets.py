@@ -3,7 +3,9 @@
 import json
 import time
 
+import datasets
 import pytest
+from datasets.arrow_writer import ArrowWriter
 
 from scripts import EVAL, REPO, SHARED, completion, load, run_eval
 
@@ -263,3 +265,44 @@ def test_a_gated_dataset_without_a_token_says_what_to_do(tmp_path):
     done = run_eval("--endpoint", "http://127.0.0.1:9", "--dataset", "gpqa", cwd=tmp_path, env=env)
     assert "does not answer" in done.stderr
     assert "hf_some_token" not in done.stderr
+
+
+def cached(cache, repo, config, rows):
+    """Lay `rows` out as the `datasets` library caches the split "train" of a dataset of the hub."""
+    name, split = repo.split("/")[1], "train"
+    target = cache / repo.replace("/", "___") / config / "0.0.0" / ("0" * 40)
+    target.mkdir(parents=True)
+    table = datasets.Dataset.from_list(rows)
+    with ArrowWriter(path=str(target / f"{name}-{split}.arrow"), features=table.features) as writer:
+        for row in rows:
+            writer.write(row)
+        writer.finalize()
+    parts = [{"name": split, "num_bytes": 1, "num_examples": len(rows), "dataset_name": name}]
+    info = datasets.DatasetInfo(
+        features=table.features, builder_name=name, dataset_name=name, config_name=config, version="0.0.0", splits=parts
+    )
+    info.write_to_directory(str(target))
+
+
+def test_aime_2026_and_gpqa_are_read_from_the_places_they_have_on_the_hub(tmp_path, fake_server):
+    """With rows of our own in their formats; what is cached needs neither hub nor token."""
+    aime = [
+        {"problem_idx": i, "answer": 100 + i, "problem": f"Question {i}?", "problem_type": ["Algebra"]} for i in (1, 2)
+    ]
+    cached(tmp_path, "MathArena/aime_2026", "default", aime)
+    cached(tmp_path, "Idavidrein/gpqa", "gpqa_diamond", [GPQA_ROW])
+    env = {"HF_DATASETS_CACHE": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+
+    def reply(method, path, body):
+        if method == "GET":
+            return 404, b""
+        asked = body["messages"][-1]["content"]
+        letter = next((line[0] for line in asked.splitlines() if line.endswith(") hydrogen")), "")
+        number = 101 if "Question 1?" in asked else 102
+        return 200, completion(json.dumps({"answer": letter or number}))
+
+    server = fake_server(reply)
+    done = run_eval("--endpoint", server.url, "--dataset", "aime2026", cwd=tmp_path, env=env)
+    assert "accuracy  100.0 %  (2 of 2)" in done.stdout, done.stderr
+    done = run_eval("--endpoint", server.url, "--dataset", "gpqa", cwd=tmp_path, env=env)
+    assert "accuracy  100.0 %  (1 of 1)" in done.stdout, done.stderr

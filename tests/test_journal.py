@@ -6,11 +6,12 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 
 import pytest
 
-from scripts import DEADLINE, EVAL, completion, expected, load, right, run_eval
+from scripts import DEADLINE, EVAL, completion, expected, held_back, load, right, run_eval
 
 llama_eval = load(EVAL)
 SCORED = llama_eval.SCORED
@@ -46,6 +47,17 @@ def test_a_finished_task_is_on_disk_before_the_next_dump(tmp_path):
         file.save(state)
         assert file.journal_path.read_bytes() == b""
     assert os.listdir(tmp_path) == ["run.json"], "an empty journal is removed"
+
+
+def test_dumps_are_spaced_by_the_interval(tmp_path):
+    with llama_eval.StateFile(tmp_path / "run.json", 3600) as file:
+        assert file.due
+        file.save(a_run())
+        assert not file.due
+    with llama_eval.StateFile(tmp_path / "run.json", 0) as file:
+        file.save(a_run())
+        pause = file.next_dump - time.monotonic()
+    assert 0 < pause < 60, "even then only a small share of the time goes into dumps"
 
 
 def test_a_journal_counts_for_the_dump_it_was_written_after_and_no_other(tmp_path):
@@ -136,14 +148,7 @@ def test_a_full_disk_stops_the_run_with_what_it_had(fake_server, tmp_path):
 
 
 def test_two_processes_do_not_share_a_run(fake_server, tmp_path):
-    asked, over = threading.Event(), threading.Event()
-
-    def slow(method, path, body):
-        if method == "POST":
-            asked.set()
-            over.wait(DEADLINE)
-        return right(method, path, body)
-
+    slow, asked, over = held_back()
     options = ["--dataset", "practice", "--limit", "3", "--output", "run.json"]
     command = [sys.executable, EVAL, "--endpoint", fake_server(slow).url, *options]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
@@ -161,14 +166,7 @@ def test_two_processes_do_not_share_a_run(fake_server, tmp_path):
 
 
 def test_a_lock_is_gone_with_the_process_that_had_it(fake_server, tmp_path):
-    asked, over = threading.Event(), threading.Event()
-
-    def slow(method, path, body):
-        if method == "POST":
-            asked.set()
-            over.wait(DEADLINE)
-        return right(method, path, body)
-
+    slow, asked, over = held_back()
     options = ["--dataset", "practice", "--limit", "3", "--output", "run.json"]
     command = [sys.executable, EVAL, "--endpoint", fake_server(slow).url, *options]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:

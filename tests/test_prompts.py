@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from scripts import ANSWERS, EVAL, completion, expected, load, right, run_eval
+from scripts import ANSWERS, EVAL, busy_at_first, completion, expected, load, right, run_eval
 
 llama_eval = load(EVAL)
 
@@ -92,15 +92,7 @@ def test_a_request_with_another_fault_is_not_taken_for_a_refused_schema(fake_ser
 
 
 def test_a_busy_server_is_not_taken_for_one_that_refuses_the_schema(fake_server, tmp_path):
-    failed = set()
-
-    def reply(method, path, body):
-        if method == "POST" and expected(body) not in failed:
-            failed.add(expected(body))
-            return 503, {"error": {"message": "busy"}}
-        return right(method, path, body)
-
-    server = fake_server(reply)
+    server = fake_server(busy_at_first())
     done = run(server, tmp_path, "--answer-format", "schema")
     assert "6 correct" in done.stdout
     assert "WARNING" not in done.stdout

@@ -199,7 +199,21 @@ def test_an_output_that_cannot_be_written_is_refused(tmp_path, name, resume, ove
         llama_eval.check_output(tmp_path / Path(name), resume, overwrite)
 
 
-@pytest.mark.parametrize("damage", [{"dataset": "x"}, {"dataset": {}}, {"tasks": []}, {"prompt": {}}, {"endpoints": 5}])
+@pytest.mark.parametrize(("name", "value"), [("expected", 5), ("question", None), ("problem", 1), ("id", 7)])
+def test_a_task_whose_texts_are_none_is_refused(tmp_path, name, value):
+    path = tmp_path / "run.json"
+    dump(path, new_run())
+    data = json.loads(path.read_text("utf-8"))
+    data["tasks"][0][name] = value
+    data["task_states"]["7"] = data["task_states"]["d/1#0"]
+    path.write_text(json.dumps(data), "utf-8")
+    with pytest.raises(llama_eval.StateError, match=f"its {name} is no text"):
+        load_quietly(path)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"dataset": "x"}, {"dataset": {}}, {"tasks": []}, {"prompt": {}}, {"endpoints": 5}, {"grader": {}}]
+)
 def test_a_state_with_a_damaged_part_is_refused(tmp_path, damage):
     path = tmp_path / "run.json"
     dump(path, new_run())
