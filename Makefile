@@ -21,6 +21,7 @@ check: $(VENV)/development
 
 bench: $(VENV)/run-time
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/grading.py
 
 clean:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from scripts import SHARED, SIMULATOR, FakeServer
+from scripts import SHARED, SIMULATOR, FakeServer, SocketServer
 
 # Examples take as long as the machine needs: some write files, and the suite also runs under load.
 settings.register_profile("patient", deadline=None)
@@ -51,6 +51,19 @@ def fake_server() -> Iterator[Callable[[Callable[[str, str, Any], tuple[Any, ...
 
         def start_one(reply: Callable[[str, str, Any], tuple[Any, ...]]) -> FakeServer:
             server = FakeServer(reply)
+            running.callback(server.close)
+            return server
+
+        yield start_one
+
+
+@pytest.fixture
+def socket_server() -> Iterator[Callable[..., SocketServer]]:
+    """`socket_server(act)` gives a SocketServer, which is closed when the test ends."""
+    with ExitStack() as running:
+
+        def start_one(*script: Any, **more: Any) -> SocketServer:
+            server = SocketServer(*script, **more)
             running.callback(server.close)
             return server
 

@@ -1,15 +1,17 @@
 """The scripts under test: loaded as modules for their pure rules, run as processes for their behaviour."""
 
+import contextlib
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 REPO = Path(__file__).resolve().parent.parent
 SHARED = REPO.parent / "shared"
@@ -144,3 +146,105 @@ class FakeServer:
     def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()
+
+
+class HangupError(Exception):
+    """Raised by an act to close the connection."""
+
+
+Act = Callable[[socket.socket, Any], None]
+
+
+class SocketServer:
+    """A server on a free port that is scripted down to the bytes.
+
+    `act(connection, body)` answers a completion request as it likes, and raises HangupError to close the connection;
+    every GET is answered by 404, unless `get` is another act. `bodies` are the requests that have come.
+    """
+
+    def __init__(self, act: Act, get: Act | None = None, port: int = 0) -> None:
+        self.act, self.get = act, get or (lambda connection, path: connection.sendall(http(b"{}", status=404)))
+        self.bodies: list[Any] = []
+        self.connections: list[socket.socket] = []
+        self.listener = socket.create_server(("127.0.0.1", port), backlog=512, reuse_port=False)
+        self.port = self.listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                connection, _ = self.listener.accept()
+                self.connections.append(connection)
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        ends = (HangupError, OSError, ValueError)  # the last where a request is cut off
+        with contextlib.suppress(*ends), connection, connection.makefile("rb") as requests:
+            while line := requests.readline():
+                head = http_headers(requests)
+                body = requests.read(int(head.get("content-length", 0)))
+                if line.startswith(b"GET"):
+                    self.get(connection, line.split()[1].decode())
+                    continue
+                self.bodies.append(json.loads(body))
+                self.act(connection, self.bodies[-1])
+
+    def close(self) -> None:
+        """Stop at once, as a killed process does: nobody listens, and every connection is gone."""
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def http_headers(stream: IO[bytes]) -> dict[str, str]:
+    """The headers of a request, by their names in lower case."""
+    lines = iter(stream.readline, b"\r\n")
+    return {name.strip().lower(): value.strip() for name, _, value in (line.decode().partition(":") for line in lines)}
+
+
+def http(body: bytes, status: int = 200, **headers: str) -> bytes:
+    """A whole HTTP reply."""
+    lines = [f"HTTP/1.1 {status} X", *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+
+def event(**fields: Any) -> bytes:
+    """One server-sent event."""
+    return b"data: " + json.dumps(fields).encode() + b"\n\n"
+
+
+def delta(content: str | None = None, finish_reason: str | None = None, **more: Any) -> bytes:
+    """The event of a piece of a response."""
+    piece = {"content": content, **more} if content is not None or more else {}
+    return event(choices=[{"index": 0, "delta": piece, "finish_reason": finish_reason}], model="tiny")
+
+
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+DONE = b"data: [DONE]\n\n"
+
+
+def chunk(data: bytes = b"") -> bytes:
+    """A chunk of a chunked body; the last one if empty."""
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def streamed(*events: bytes) -> bytes:
+    """A whole reply that is a stream of events."""
+    return STREAM + b"".join(map(chunk, events)) + chunk()
+
+
+def answer_stream(body: Any) -> bytes:
+    """What a server streams that knows the practice set, in the order of llama-server's events."""
+    usage = event(choices=[], usage={"prompt_tokens": 9, "completion_tokens": 3})
+    pieces = (delta(content) for content in ('{"answer": ', expected(body), "}"))
+    return streamed(delta(role="assistant"), *pieces, delta(finish_reason="stop"), usage, DONE)
+
+
+def answer(connection: socket.socket, body: Any) -> None:
+    """Answer a request as asked: as a stream, or in one piece."""
+    whole = http(json.dumps(right("POST", "", body)[1]).encode())
+    connection.sendall(answer_stream(body) if body.get("stream") else whole)

@@ -53,7 +53,7 @@ def test_a_url_with_a_secret_in_it_is_refused_and_not_repeated(text):
 
 def complete(reply, fake_server, api_key=None, timeout=30.0):
     server = fake_server(lambda method, path, body: reply)
-    return llama_eval.Client(server.url, api_key, timeout).complete({"messages": []})
+    return llama_eval.Client(server.url, api_key, llama_eval.Limits(timeout)).complete({"messages": []})
 
 
 def test_the_least_of_a_reply_is_a_response(fake_server):
@@ -135,21 +135,21 @@ def test_a_server_that_hangs_up_or_is_not_there_is_worth_another_try():
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
     with pytest.raises(llama_eval.RequestError, match="Connection refused") as error:
-        llama_eval.Client(url, None, 5).complete({})
+        llama_eval.Client(url, None, llama_eval.Limits(5)).complete({})
     assert error.value.retryable
 
 
 def test_a_server_that_says_nothing_is_given_up(fake_server):
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(llama_eval.RequestError, match=r"no answer within 0\.2 s"):
-            llama_eval.Client(url, None, 0.2).complete({})
+        with pytest.raises(llama_eval.RequestError, match=r"no sign of life for 0\.2 s"):
+            llama_eval.Client(url, None, llama_eval.Limits(0.2)).complete({})
 
 
 def test_the_key_is_sent_as_a_bearer_token_and_taken_out_of_what_comes_back(fake_server):
     server = fake_server(lambda method, path, body: (400, {"error": {"message": "bad key sk-1234567890"}}))
     with pytest.raises(llama_eval.RequestError) as error:
-        llama_eval.Client(server.url, "sk-1234567890", 5).complete({})
+        llama_eval.Client(server.url, "sk-1234567890", llama_eval.Limits(5)).complete({})
     assert server.requests[0][2]["Authorization"] == "Bearer sk-1234567890"
     assert str(error.value) == "HTTP 400: bad key [api key]"
 
@@ -159,8 +159,8 @@ def test_no_netrc_entry_takes_the_place_of_the_key(fake_server, tmp_path, monkey
     netrc.write_text("machine 127.0.0.1 login someone password else\n")
     monkeypatch.setenv("NETRC", str(netrc))
     server = fake_server(lambda method, path, body: (200, completion("70")))
-    llama_eval.Client(server.url, "sk-1234567890", 5).complete({})
-    llama_eval.Client(server.url, None, 5).complete({})
+    llama_eval.Client(server.url, "sk-1234567890", llama_eval.Limits(5)).complete({})
+    llama_eval.Client(server.url, None, llama_eval.Limits(5)).complete({})
     assert [headers.get("Authorization") for _, _, headers, _ in server.requests] == ["Bearer sk-1234567890", None]
 
 
@@ -231,13 +231,14 @@ def test_a_refused_key_ends_the_run_before_it_starts(fake_server, tmp_path):
 def test_what_does_not_fit_a_server_is_said_before_the_run(fake_server):
     props = {"total_slots": 2, "default_generation_settings": {"n_ctx": 1024}, "build_info": "b9999"}
     server = fake_server(lambda method, path, body: (200, props if path == "/props" else {"data": [{"id": "tiny"}]}))
-    endpoint = llama_eval.preflight(server.url, 4, None, print)
+    endpoint = llama_eval.look_at(server.url, 4, None)
     for words in ("tiny", "4 threads", "2 slots", "1024 tokens of context per slot", "b9999"):
         assert words in llama_eval.describe(endpoint)
-    slots, context = llama_eval.misfits(endpoint, max_tokens=2048)
+    slots, context = llama_eval.misfits(endpoint, 1000, 100)
     assert "2 of 4 threads will always wait" in slots
-    assert "--max-tokens 2048 and a prompt do not fit" in context
-    assert llama_eval.misfits(llama_eval.preflight(server.url, 2, None, print), max_tokens=512) == []
+    assert "prompts of about 100 tokens and --max-tokens 1000 do not fit its context of 1024 per slot" in context
+    assert "prompts of about 2000 tokens do not fit" in llama_eval.misfits(endpoint, None, 2000)[1]
+    assert llama_eval.misfits(llama_eval.look_at(server.url, 2, None), 512, 100) == []
 
 
 @pytest.mark.parametrize("page", [b"", b"OK", b"<html>every path is this page</html>", b"null"])

@@ -103,7 +103,7 @@ def test_the_judge_is_asked_for_json_and_nothing_random(fake_server, tmp_path):
     judging = fake_server(judge(reads))
     run(tmp_path, fake_server(solver(in_words)), judging, "--judge-model", "wise", "--temperature", 1, "--seed", 3)
     body = judging.prompts()[0]
-    assert set(body) == {"model", "messages", "temperature", "response_format"}
+    assert set(body) == {"model", "messages", "temperature", "response_format", "stream", "stream_options"}
     assert (body["model"], body["temperature"]) == ("wise", 0)
     schema = body["response_format"]["json_schema"]["schema"]
     assert schema["properties"] == {"answer": {"type": ["string", "null"]}}
@@ -272,7 +272,7 @@ def test_a_judge_that_is_silent_is_given_up(fake_server, tmp_path):
     done = run(tmp_path, fake_server(solver(in_words)), fake_server(judge(reply)), *options)
     over.set()
     assert "4 ungraded" in done.stdout
-    assert "the judge gave no reply: no answer within 0.2 s" in done.stdout
+    assert "the judge gave no reply: no complete answer within 0.2 s" in done.stdout
 
 
 def test_each_server_gets_its_own_key_and_no_file_has_either(fake_server, tmp_path):

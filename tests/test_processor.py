@@ -115,11 +115,16 @@ def test_a_request_carries_what_was_asked_for_and_nothing_else(fake_server, tmp_
         "--system-prompt", "Be brief.", "--answer-format", "boxed", "--extra-body", '{"reasoning_effort": "high"}',
         cwd=tmp_path,
     )  # fmt: skip
-    plain, full = server.prompts()
-    assert set(plain) == {"messages"}
+    options = ("--output", "whole.json", "--no-stream")
+    run_eval("--endpoint", server.url, "--dataset", "practice", "--limit", 1, *options, cwd=tmp_path)
+    plain, full, whole = server.prompts()
+    assert set(whole) == {"messages"}
+    assert set(plain) == {"messages", "stream", "stream_options"}
+    assert (plain["stream"], plain["stream_options"]) == (True, {"include_usage": True})
     assert full.pop("messages")[0] == {"role": "system", "content": "Be brief."}
     seed = full.pop("seed")
     assert 0 <= seed < 2**31
+    del full["stream"], full["stream_options"]
     assert full == {
         "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.0, "max_tokens": 512, "reasoning_effort": "high",
     }  # fmt: skip
@@ -431,7 +436,8 @@ def three_tasks(folder):
 
 def processor(server, grader=None):
     grader = grader or llama_eval.RegexGrader("json")
-    return llama_eval.Processor([llama_eval.Endpoint(server.url, 2)], grader, None, llama_eval.Limits(60, 0))
+    service = llama_eval.Service(llama_eval.Endpoint(server.url, 2))
+    return llama_eval.Processor([service], grader, None, llama_eval.Limits(60))
 
 
 def test_what_has_finished_is_saved_even_if_nobody_has_read_the_output_yet(fake_server, tmp_path):

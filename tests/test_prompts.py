@@ -95,7 +95,7 @@ def test_a_busy_server_is_not_taken_for_one_that_refuses_the_schema(fake_server,
     server = fake_server(busy_at_first())
     done = run(server, tmp_path, "--answer-format", "schema")
     assert "6 correct" in done.stdout
-    assert "WARNING" not in done.stdout
+    assert "refuses" not in done.stdout
     assert all("response_format" in body for body in server.prompts())
 
 

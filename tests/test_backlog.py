@@ -1,0 +1,470 @@
+"""Several endpoints, of which some break down: what is taken out, let back in, waited for and given up."""
+
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from scripts import (
+    DEADLINE,
+    EVAL,
+    STREAM,
+    HangupError,
+    SocketServer,
+    answer,
+    chunk,
+    delta,
+    http,
+    load,
+    run_eval,
+    streamed,
+)
+
+llama_eval = load(EVAL)
+LOADING = http(b'{"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}', status=503)
+
+
+def state_of(folder):
+    return json.loads((folder / "run.json").read_text("utf-8"))
+
+
+def run(folder, *servers, options=()):
+    urls = ",".join(server if isinstance(server, str) else server.url for server in servers)
+    base = ["--endpoint", urls, "--dataset", "practice", "--output", "run.json"]
+    return run_eval(*base, *options, cwd=folder)
+
+
+@contextmanager
+def running(folder, *servers, options=()):
+    """A run that goes on for the length of the block.
+
+    `until(text)` waits for a line with that text, `finish()` for the end, and gives the exit status and all output.
+    """
+    urls = ",".join(server.url for server in servers)
+    command = [sys.executable, str(EVAL), "--endpoint", urls, "--dataset", "practice", "--output", "run.json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, *map(str, options)], cwd=folder, **pipes) as process:
+        lines = []
+
+        def until(text):
+            for line in process.stdout:
+                lines.append(line)
+                if text in line:
+                    return
+            pytest.fail(f"no line has {text!r}: {lines}")
+
+        def finish():
+            stdout, stderr = process.communicate(timeout=DEADLINE)
+            return process.returncode, "".join(lines) + stdout + stderr
+
+        try:
+            yield until, finish
+        finally:
+            process.kill()
+
+
+def model_list(*names):
+    """What answers a GET: /v1/models with these models, /health, and nothing else."""
+    models = http(json.dumps({"data": [{"id": name} for name in names]}).encode())
+
+    def get(connection, path):
+        ok = {"/v1/models": models, "/health": http(b'{"status": "ok"}')}
+        connection.sendall(ok.get(path, http(b"{}", status=404)))
+
+    return get
+
+
+def failing(connection, body):
+    connection.sendall(http(b'{"error": {"message": "CUDA error"}}', status=500))
+
+
+def hanging_up(connection, body):
+    raise HangupError
+
+
+def garbage(connection, body):
+    connection.sendall(http(b"<html>Welcome to nginx!</html>"))
+
+
+def broken_streams(connection, body):
+    connection.sendall(streamed(delta("I think")))
+
+
+@pytest.mark.parametrize("fault", [failing, hanging_up, garbage, broken_streams])
+@pytest.mark.parametrize("mode", [(), ("--no-stream",)])
+def test_an_endpoint_that_fails_fast_does_not_swallow_the_queue(socket_server, tmp_path, fault, mode):
+    """It is there, and healthy, and each answer is wrong at once; the other takes its time."""
+
+    def slowly(connection, body):
+        threading.Event().wait(0.02)
+        answer(connection, body)
+
+    good, bad = socket_server(slowly), socket_server(fault)
+    done = run(tmp_path, bad, good, options=["--samples", 2, "--threads", 4, *mode])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "60 correct" in done.stdout
+    assert f"WARNING: {bad.url} is out of service: " in done.stdout
+    assert len(bad.bodies) < 30
+    states = state_of(tmp_path)["task_states"].values()
+    assert {state["endpoint"] for state in states} == {good.url}
+
+
+def test_what_a_server_takes_down_with_it_goes_to_the_others_and_is_no_attempt(socket_server, tmp_path):
+    asked = threading.Semaphore(0)
+
+    def die(connection, body):
+        asked.release()
+        connection.sendall(STREAM + chunk(delta("I think")))
+
+    def last(connection, body):
+        for _ in range(4):
+            asked.acquire(timeout=DEADLINE)
+        dying.close()
+        good.act = answer
+        answer(connection, body)
+
+    good, dying = socket_server(last), socket_server(die)
+    done = run(tmp_path, good, dying, options=["--threads", "1,4", "--max-retries", 0])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "30 correct" in done.stdout
+    assert f"WARNING: {dying.url} is out of service: " in done.stdout
+    assert {state["attempts"] for state in state_of(tmp_path)["task_states"].values()} == {1}
+
+
+def dying_after(count):
+    """An act that answers so many requests, and then takes the server down with it."""
+
+    def act(connection, body):
+        if count < len(act.server.bodies):
+            act.server.close()
+            raise HangupError
+        answer(connection, body)
+
+    return act
+
+
+def test_a_server_that_restarts_is_waited_for_and_let_back_in(socket_server, tmp_path):
+    """It dies over its sixth request, is away for a while, then loads its model, and then is as before."""
+    probed = threading.Semaphore(0)
+
+    def loading(connection, path):
+        connection.sendall(LOADING)
+        probed.release()
+
+    dying = dying_after(5)
+    server = dying.server = socket_server(dying)
+    with running(tmp_path, server, options=["--threads", 2]) as (until, finish):
+        until("is out of service")
+        back = SocketServer(answer, loading, port=server.port)
+        for _ in range(2):
+            assert probed.acquire(timeout=DEADLINE)
+        assert back.bodies == []
+        back.get = model_list("tiny")
+        status, output = finish()
+    back.close()
+    assert status == 0
+    assert "30 correct" in output
+    assert output.count("is out of service: ") == 1
+    assert output.count("is back in service") == 1
+    assert {state["attempts"] for state in state_of(tmp_path)["task_states"].values()} == {1}
+
+
+def test_a_server_that_comes_back_with_another_model_is_left_out(socket_server, tmp_path):
+    dying = dying_after(5)
+    server = dying.server = socket_server(dying, get=model_list("q8"))
+    with running(tmp_path, server) as (until, finish):
+        until("is out of service")
+        back = SocketServer(answer, model_list("q4"), port=server.port)
+        status, output = finish()
+    back.close()
+    assert status == 1
+    assert f"{server.url} does not serve the model 'q8' but q4" in output
+    assert back.bodies == []
+
+
+def test_without_an_endpoint_a_run_waits_then_gives_up_and_can_be_resumed(socket_server, tmp_path):
+    dying = dying_after(5)
+    server = dying.server = socket_server(dying)
+    started = time.monotonic()
+    done = run(tmp_path, server, options=["--threads", 1, "--give-up-after", 1.5])
+    assert 1.5 <= time.monotonic() - started < DEADLINE / 2
+    assert done.returncode == 3
+    assert re.search(
+        r"error: no endpoint has been in service for \d s \(the last: .*\): resume when one is", done.stderr
+    )
+    assert "5 correct, 0 incorrect, 0 no_answer, 0 truncated, 0 ungraded, 0 error" in done.stdout
+    assert "25 pending" in done.stdout
+    command = re.search(r"^resume +(.*)$", done.stdout, re.MULTILINE)[1]
+    back = SocketServer(answer, port=server.port)
+    again = subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE)
+    back.close()
+    assert "30 correct" in again.stdout
+    assert len(back.bodies) == 25
+
+
+def test_a_server_that_hangs_is_taken_out(socket_server, tmp_path):
+    over = threading.Event()
+
+    def hang(connection, body):
+        over.wait(DEADLINE)
+
+    hanging, good = socket_server(hang), socket_server(answer)
+    done = run(tmp_path, hanging, good, options=["--threads", "6,2", "--stall-timeout", 1])
+    over.set()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "30 correct" in done.stdout
+    assert f"WARNING: {hanging.url} is out of service: no sign of life for 1 s" in done.stdout
+
+
+def test_a_key_that_one_server_refuses_does_not_stop_the_others(socket_server, tmp_path):
+    def refuse(connection, body):
+        connection.sendall(http(b'{"error": {"message": "Invalid API Key"}}', status=401))
+
+    refusing, good = socket_server(refuse), socket_server(answer)
+    done = run(tmp_path, refusing, good)
+    assert done.returncode == 0
+    assert "30 correct" in done.stdout
+    assert f"WARNING: {refusing.url} refuses the requests (HTTP 401: Invalid API Key)" in done.stdout
+    assert "; going on without it" in done.stdout
+    assert len(refusing.bodies) <= 4
+
+
+def test_a_run_starts_without_the_server_that_is_not_there_and_takes_it_in_when_it_comes(socket_server, tmp_path):
+    closed = socket_server(answer, get=model_list("tiny"))
+    closed.close()
+    both = threading.Event()
+
+    def waiting(connection, body):
+        both.wait(DEADLINE)
+        answer(connection, body)
+
+    def joining(connection, body):
+        both.set()
+        answer(connection, body)
+
+    first = socket_server(waiting, get=model_list("tiny"))
+    with running(tmp_path, closed, first, options=["--threads", 2]) as (until, finish):
+        until("starting without it")
+        late = SocketServer(joining, model_list("tiny"), port=closed.port)
+        status, output = finish()
+    late.close()
+    assert status == 0, output
+    assert f"WARNING: {closed.url} cannot be used: Connection refused" in output
+    assert f"{closed.url}: tiny, 2 threads" in output
+    assert f"{closed.url} is back in service" in output
+    assert late.bodies
+    assert [endpoint["models"] for endpoint in state_of(tmp_path)["endpoints"]] == [[{"id": "tiny"}]] * 2
+
+
+def test_a_server_that_is_loading_among_others_is_not_waited_for(socket_server, tmp_path):
+    loading = socket_server(answer, get=lambda connection, path: connection.sendall(LOADING))
+    done = run(tmp_path, loading, socket_server(answer))
+    assert "30 correct" in done.stdout
+    assert f"WARNING: {loading.url} is loading its model; starting without it" in done.stdout
+    assert loading.bodies == []
+
+
+def test_a_server_that_loads_for_too_long_is_given_up(socket_server, tmp_path):
+    loading = socket_server(answer, get=lambda connection, path: connection.sendall(LOADING))
+    done = run(tmp_path, loading, options=["--give-up-after", 0.2])
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert f"{loading.url} is loading its model" in done.stderr
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_one_of_five_failures_at_random_costs_no_task(socket_server, tmp_path):
+    """As others were measured: 200 tasks, 32 at a time, one reply of five is a 503."""
+    numbers = iter(range(10**6))
+
+    def act(connection, body):
+        (failing if hash((3, next(numbers))) % 5 == 0 else answer)(connection, body)
+
+    server = socket_server(act)
+    done = run(tmp_path, server, options=["--samples", 7, "--threads", 32])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "210 correct" in done.stdout
+    assert len(server.bodies) > 230
+
+
+# ---- the rules, one by one ------------------------------------------------------------------------------
+
+
+class Rules:
+    """A backlog of some tasks and endpoints, and what it tells."""
+
+    def __init__(self, tasks=8, endpoints=1, max_retries=1):
+        self.news = []
+        self.services = [llama_eval.Service(llama_eval.Endpoint(f"http://{n}", 4)) for n in range(endpoints)]
+        self.backlog = llama_eval.Backlog(self.services, max_retries, self.news.append)
+        for number in range(tasks):
+            self.backlog.put(llama_eval.Task(f"d/{number}#0", str(number), 0, "?", "1"))
+
+    def fail(self, attempt=None, service=0, healthy=True, retry_after=0.0):
+        service = self.services[service]
+        attempt = attempt or self.backlog.take(service)
+        error = llama_eval.RequestError("it failed", retryable=True)
+        error.retry_after = retry_after
+        return self.backlog.fail(service, attempt, error, healthy)
+
+    def outlast(self, service=0):
+        """Come to the moment at which an endpoint that is out may be looked at."""
+        self.services[service].retry_at = 0.0
+        return self.backlog.take(self.services[service])
+
+
+def test_a_task_that_keeps_failing_at_a_healthy_server_is_given_up():
+    rules = Rules(tasks=1, max_retries=2)
+    attempt = rules.backlog.take(rules.services[0])
+    assert [rules.fail(attempt) for _ in range(3)] == [False, False, True]
+    assert rules.backlog.left == 0
+    assert rules.news == []
+    assert rules.backlog.take(rules.services[0]) is None
+
+
+def test_many_tasks_in_a_row_that_fail_are_the_fault_of_the_server_and_none_of_theirs():
+    rules = Rules(max_retries=0)
+    rules.backlog.max_retries = 9
+    attempts = [rules.backlog.take(rules.services[0]) for _ in range(llama_eval.DOUBTFUL)]
+    assert [rules.fail(attempt) for attempt in attempts] == [False] * llama_eval.DOUBTFUL
+    assert rules.services[0].status == "down"
+    assert {attempt.failures for attempt in attempts} == {0}
+    assert rules.news == ["WARNING: http://0 is out of service: it failed"]
+    assert rules.backlog.left == 8
+
+
+def test_a_task_that_is_completed_in_between_clears_the_server_of_suspicion():
+    rules = Rules(tasks=20, max_retries=5)
+    for _ in range(3):
+        for _ in range(llama_eval.DOUBTFUL - 1):
+            rules.fail()
+        rules.backlog.take(rules.services[0])
+        rules.backlog.complete(rules.services[0])
+    assert rules.services[0].status == "up"
+
+
+def test_an_endpoint_comes_back_with_one_task_and_the_others_follow_its_first_token():
+    rules = Rules()
+    service = rules.services[0]
+    rules.fail(healthy=False)
+    assert rules.outlast() is service
+    assert service.status == "probed"
+    rules.backlog.looked_at(service, "still away")
+    assert service.status == "down"
+    assert rules.outlast() is service
+    rules.backlog.looked_at(service, None)
+    trial = rules.backlog.take(service)
+    assert service.status == "tried"
+    others, got = threading.Thread(target=lambda: got.append(rules.backlog.take(service))), []
+    others.start()
+    others.join(0.2)
+    assert others.is_alive(), "there is nothing for a second thread before the first has a token"
+    rules.backlog.alive(service)
+    others.join(DEADLINE)
+    assert got[0] not in (None, trial)
+    assert rules.news[-1] == "http://0 is back in service"
+
+
+def test_pauses_grow_until_a_server_has_completed_something():
+    rules = Rules(tasks=100)
+    service, pauses = rules.services[0], []
+    for _ in range(12):
+        rules.fail(healthy=False)
+        pauses.append(service.retry_at - time.monotonic())
+        assert rules.outlast() is service
+        rules.backlog.looked_at(service, None)
+    assert pauses[0] <= llama_eval.PROBE_AFTER
+    assert llama_eval.PROBE_LIMIT / 2 - 1 < pauses[-1] <= llama_eval.PROBE_LIMIT
+    assert len([line for line in rules.news if line]) == 1, "one outage is told once"
+    rules.backlog.take(service)
+    rules.backlog.complete(service)
+    rules.fail(healthy=False)
+    assert service.retry_at - time.monotonic() <= llama_eval.PROBE_AFTER
+
+
+def test_a_task_over_which_servers_keep_breaking_down_is_given_up():
+    rules = Rules(tasks=1)
+    attempt = rules.backlog.take(rules.services[0])
+    ends = []
+    while not any(ends):
+        ends.append(rules.fail(attempt, healthy=False))
+        rules.services[0].status = "up"
+    assert len(ends) == llama_eval.MAX_LOSSES + 1
+    assert attempt.failures == 0
+
+
+def test_a_server_that_asks_for_time_gets_it_when_it_is_taken_out():
+    rules = Rules()
+    rules.fail(healthy=False, retry_after=100.0)
+    assert 90 < rules.services[0].retry_at - time.monotonic() <= 100
+
+
+def test_an_outage_lasts_until_something_is_completed_but_not_while_something_is_tried():
+    rules = Rules(endpoints=2)
+    assert rules.backlog.outage() is None
+    rules.fail(healthy=False, service=0)
+    assert rules.backlog.outage() is None, "the other is there"
+    rules.fail(healthy=False, service=1)
+    began = rules.backlog.out_since
+    assert rules.backlog.outage() >= 0
+    assert rules.outlast() is rules.services[0]
+    rules.backlog.looked_at(rules.services[0], None)
+    assert rules.backlog.outage() is not None
+    rules.backlog.take(rules.services[0])
+    assert rules.backlog.outage() is None, "it is being tried"
+    rules.backlog.alive(rules.services[0])
+    rules.fail(healthy=False, service=0)
+    assert rules.backlog.out_since == began, "a token is no completed task"
+    rules.services[0].status = "up"
+    rules.backlog.complete(rules.services[0])
+    assert rules.backlog.outage() is None
+
+
+def test_a_task_that_waits_for_its_next_attempt_goes_to_whoever_is_free_then():
+    rules = Rules(tasks=1, endpoints=2)
+    attempt = rules.backlog.take(rules.services[0])
+    rules.fail(attempt)
+    assert rules.backlog.take(rules.services[1]) is attempt
+
+
+def test_who_has_no_more_to_do_is_told_when_the_last_task_is_done():
+    rules = Rules(tasks=1, endpoints=2)
+    rules.backlog.take(rules.services[0])
+    ends = []
+    idle = [threading.Thread(target=lambda: ends.append(rules.backlog.take(rules.services[1]))) for _ in range(3)]
+    for thread in idle:
+        thread.start()
+    rules.backlog.complete(rules.services[0])
+    for thread in idle:
+        thread.join(DEADLINE)
+    assert ends == [None] * 3
+
+
+def test_the_last_endpoint_that_is_dismissed_ends_the_run():
+    rules = Rules(endpoints=2)
+    rules.backlog.dismiss(rules.services[0], "it refuses the key")
+    assert rules.news == ["WARNING: it refuses the key; going on without it"]
+    assert rules.backlog.take(rules.services[0]) is None
+    rules.backlog.dismiss(rules.services[1], "it does, too")
+    assert isinstance(rules.news[-1], llama_eval.EndpointError)
+
+
+def test_waiting_for_an_endpoint_is_told_now_and_then(socket_server, tmp_path, monkeypatch):
+    monkeypatch.setattr(llama_eval, "WORD_SECONDS", 0.2)  # a minute
+    service = llama_eval.Service(llama_eval.Endpoint("http://127.0.0.1:9", 2))
+    limits = llama_eval.Limits(DEADLINE, give_up_after=1.0)
+    processor = llama_eval.Processor([service], llama_eval.RegexGrader("json"), None, limits)
+    dataset, prompt = llama_eval.load_dataset("practice"), llama_eval.Prompt("json", "{question}")
+    state = llama_eval.new_run(dataset, prompt, llama_eval.Sampling(), 1, slice(3))
+    state.endpoints, told = [service.endpoint], []
+    with llama_eval.StateFile(tmp_path / "run.json", 3600) as file:
+        file.save(state)
+        with pytest.raises(llama_eval.NoEndpointError, match="no endpoint has been in service for 1 s"):
+            processor.process(state, file, lambda task, result: None, told.append)
+    words = [line for line in told if line.startswith("no endpoint is in service, waiting for up to 1 s: ")]
+    assert 3 <= len(words) <= 5
+    assert "Connection refused" in words[0]

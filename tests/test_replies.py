@@ -1,0 +1,288 @@
+"""Streams of server-sent events: what is read out of them, and the loops that responses get into."""
+
+import json
+import re
+from functools import cache
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scripts import (
+    ANSWERS,
+    DEADLINE,
+    DONE,
+    EVAL,
+    SHARED,
+    STREAM,
+    HangupError,
+    answer,
+    answer_stream,
+    chunk,
+    delta,
+    event,
+    http,
+    load,
+    run_eval,
+    streamed,
+)
+
+llama_eval = load(EVAL)
+STOP = delta(finish_reason="stop")
+REAL_RESPONSES = SHARED / "data" / "real_responses.jsonl"
+
+
+def complete(server, api_key=None, **limits):
+    limits = llama_eval.Limits(**{"silence": DEADLINE, **limits})
+    return llama_eval.Client(server.url, api_key, limits).complete({})
+
+
+def replying(data):
+    return lambda connection, body: connection.sendall(data)
+
+
+def test_a_stream_is_the_same_response_as_a_whole_reply(socket_server):
+    usage = event(choices=[], usage={"prompt_tokens": 9, "completion_tokens": 5})
+    timings = {"predicted_n": 5, "predicted_per_second": 45.5, "prompt_ms": 0.5, "predicted_ms": 1.5}
+    last = json.loads(STOP[6:]) | {"timings": timings}
+    pieces = delta(role="assistant") + delta(reasoning_content="Hm, ") + delta(reasoning_content="so") + delta("7")
+    server = socket_server(replying(streamed(pieces, delta("0"), event(**last), usage, DONE)))
+    response = complete(server)
+    assert (response.content, response.reasoning, response.finish_reason) == ("70", "Hm, so", "stop")
+    assert (response.model, response.prompt_tokens, response.completion_tokens) == ("tiny", 9, 5)
+    assert (response.tokens_counted, response.tokens_per_second) == (False, 45.5)
+    assert 0 <= response.first_token_seconds <= response.seconds
+    assert 0 <= response.queue_seconds <= response.seconds
+    assert server.bodies[0]["stream_options"] == {"include_usage": True}
+
+
+def test_what_a_stream_does_not_tell_is_counted_and_marked_or_left_out(socket_server):
+    response = complete(socket_server(replying(streamed(delta("7"), delta("0"), STOP, DONE))))
+    assert (response.completion_tokens, response.tokens_counted, response.prompt_tokens) == (2, True, None)
+    assert response.queue_seconds is None
+    task = llama_eval.Task("d/1#0", "1", 0, "?", "70")
+    grade = llama_eval.RegexGrader("json").grade(task, response)
+    line = llama_eval.task_line(task, llama_eval.TaskState("correct", grade, response), 1, 1)
+    assert "    ~2 tok" in line
+
+
+EVENTS = delta("so ") + delta("70") + STOP
+VARIANTS = {
+    "in one chunk": streamed(EVENTS + DONE),
+    "a byte a chunk": STREAM + b"".join(chunk(bytes([byte])) for byte in EVENTS + DONE) + chunk(),
+    "no space after data:": streamed(EVENTS.replace(b"data: ", b"data:"), DONE.replace(b": ", b":")),
+    "CR LF": streamed((EVENTS + DONE).replace(b"\n", b"\r\n")),
+    "pings, comments, other fields": streamed(b":\n\n", b": hi\n\nevent: x\nid: 4\n", EVENTS, b"retry: 5\n\n", DONE),
+    "no newline at the end": streamed(EVENTS, DONE.strip()),
+    "the end of the connection as the end": STREAM.replace(b"Transfer-Encoding: chunked\r\n", b"") + EVENTS + DONE,
+    "no content type": http(EVENTS + DONE),
+    "plain text": http(EVENTS + DONE, Content_Type="text/plain"),
+    "pings before anything, no content type": http(b":\n\n" + EVENTS + DONE),
+    "nothing after [DONE]": STREAM + chunk(EVENTS + DONE),
+    "more choices": streamed(EVENTS, event(choices=[]), event(choices=None), DONE),
+    "no index": streamed(EVENTS.replace(b'"index": 0, ', b""), DONE),
+    "null error": streamed(EVENTS, event(choices=[], error=None), DONE),
+    "a whole reply all the same": http(
+        json.dumps({"choices": [{"message": {"content": "so 70"}, "finish_reason": "stop"}]}).encode()
+    ),
+}
+
+
+@pytest.mark.parametrize("data", VARIANTS.values(), ids=VARIANTS.keys())
+def test_streams_are_read_as_servers_write_them(socket_server, data):
+    def act(connection, body):
+        connection.sendall(data)
+        if b"chunked" not in data and b"Length" not in data:
+            raise HangupError
+
+    response = complete(socket_server(act))
+    assert (response.content, response.finish_reason) == ("so 70", "stop")
+
+
+@given(st.lists(st.text(max_size=5), max_size=40), st.data())
+def test_however_a_stream_is_cut_into_pieces_it_says_the_same(texts, data):
+    events = b"".join(delta(text) for text in texts) + STOP + DONE
+    transcript = llama_eval.Transcript(stop_loops=False)
+    while events:
+        size = data.draw(st.integers(1, len(events)))
+        transcript.add(events[:size])
+        events = events[size:]
+    transcript.end(b"")
+    message = transcript.completion()["choices"][0]["message"]
+    assert message["content"] == llama_eval.joined(texts)
+    assert transcript.tokens == sum(map(bool, texts))
+
+
+def test_a_character_that_is_cut_in_two_is_put_together(socket_server):
+    data = streamed(delta("\ud83d"), delta("\ude00 70 \ud83d"), STOP, DONE)
+    assert complete(socket_server(replying(data))).content == "\U0001f600 70 \ufffd"
+
+
+def test_the_key_is_taken_out_of_a_stream_that_has_it_in_pieces(socket_server):
+    data = streamed(delta("you sent sk-1234"), delta("567890"), STOP, DONE)
+    assert complete(socket_server(replying(data)), api_key="sk-1234567890").content == "you sent [api key]"
+    broken = streamed(delta("you sent sk-1234"), delta("567890"))
+    with pytest.raises(llama_eval.RequestError) as error:
+        complete(socket_server(replying(broken)), api_key="sk-1234567890")
+    assert error.value.partial.content == "you sent [api key]"
+
+
+@pytest.mark.parametrize("answer_format", ["json", "schema"])
+def test_a_server_that_knows_no_stream_options_is_asked_without(socket_server, tmp_path, answer_format):
+    def act(connection, body):
+        if "stream_options" in body:
+            error = {"message": "Unrecognized request argument supplied: stream_options"}
+            connection.sendall(http(json.dumps({"error": error}).encode(), status=400))
+        else:
+            answer(connection, body)
+
+    server = socket_server(act)
+    options = ["--endpoint", server.url, "--dataset", "practice", "--threads", 1, "--answer-format", answer_format]
+    done = run_eval(*options, cwd=tmp_path)
+    assert "30 correct" in done.stdout
+    assert sum("stream_options" in body for body in server.bodies) == 1, "and is not asked with them again"
+    assert "refuses response_format" not in done.stdout
+
+
+def test_a_reply_without_end_is_given_up(socket_server, monkeypatch):
+    monkeypatch.setattr(llama_eval, "REPLY_LIMIT", 100_000)
+
+    def act(connection, body):
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            connection.sendall(b"x" * 10_000)
+
+    with pytest.raises(llama_eval.RequestError, match="longer than 100000 bytes"):
+        complete(socket_server(act))
+
+
+LOOP = "Wait, let me check this again: 3 + 4 = 7, so the sum of all of them is 70. Hmm, but that is not right. "
+
+
+@pytest.mark.parametrize("block", ["a", "0, ", LOOP, LOOP * 3 + "No. ", "x" * 3999 + "y"])
+@pytest.mark.parametrize("start", ["", "Let me think. " + LOOP[7:40]])
+@pytest.mark.parametrize("cut", [0, 1, 50])
+def test_a_text_that_repeats_one_block_to_its_end_is_a_loop(block, start, cut):
+    text = start + block * (40_000 // len(block))
+    text = text[: len(text) - cut][-llama_eval.LOOP_REACH :]
+    found = llama_eval.loop_block(text)
+    assert found is not None
+    assert len(block) % found == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a",
+        "a" * 2000,
+        LOOP * 7,
+        LOOP * 100 + "That is it. " * 3,
+        "".join(f"Step {n}: " + LOOP for n in range(300)),
+        "\n".join(f"{n} | {n * n} | {n**3} |" for n in range(2000)),
+        " ".join(f"{n:b}" for n in range(4000)),
+        json.dumps([[0] * 40] * 20),
+    ],
+)
+def test_a_text_that_goes_on_is_no_loop(text):
+    assert llama_eval.loop_block(text[-llama_eval.LOOP_REACH :]) is None
+
+
+@given(st.text(max_size=40), st.text("ab ", min_size=1, max_size=60), st.integers(1, 200))
+def test_only_a_block_that_is_there_often_enough_is_found(start, block, times):
+    text = start + block * times
+    found = llama_eval.loop_block(text)
+    if found:
+        size = max(llama_eval.LOOP_TIMES * found, llama_eval.LOOP_LENGTH)
+        assert text[-size:] == (text[-found:] * (size // found + 1))[-size:]
+    else:
+        assert len(block) * times < llama_eval.LOOP_LENGTH + len(block)
+
+
+@pytest.fixture(scope="module")
+def real_texts():
+    if not REAL_RESPONSES.is_file():
+        pytest.skip(f"the real responses are not at hand: there is no {REAL_RESPONSES}")
+    return [json.loads(line)["response_tail"] for line in REAL_RESPONSES.read_text("utf-8").splitlines()]
+
+
+@cache
+def longest_repetition(text, times):
+    """The longest stretch anywhere in `text` that is one block `times` times or more, in bytes."""
+    data, longest = text.encode(), 0
+    number = int.from_bytes(data, "big")
+    for block in range(1, len(data) // times + 1):
+        differences = (number ^ (number >> 8 * block)).to_bytes(len(data), "big")[block:]
+        same = max(map(len, re.findall(rb"\0+", differences)), default=0)  # as the byte that is one block before
+        longest = max(longest, same + block if same >= (times - 1) * block else 0)
+    return longest
+
+
+def test_the_rule_fires_on_the_real_responses_that_loop_and_on_nothing_near_the_others(real_texts):
+    """Two of them do no more than repeat themselves; in the others it never comes near, wherever they are cut off."""
+    looping = [text for text in real_texts if longest_repetition(text, 3) >= 2000]
+    assert len(looping) == 2
+    assert [llama_eval.loop_block(text) for text in looping if longest_repetition(text, 8) >= 2900] == [369]
+    for text in looping:  # of which only the last 3000 characters are at hand: a block of 731 stands there four times
+        block = text[-731:] if longest_repetition(text, 8) < 2900 else text[-369:]
+        assert llama_eval.loop_block(text + block * 5) == len(block)
+    others = [text for text in real_texts if text not in looping]
+    assert max(longest_repetition(text, 3) for text in others) < llama_eval.LOOP_LENGTH / 100
+
+
+def endless(over, closed):
+    """An act: a response that gets into a loop and stays there; the client's leaving is noted."""
+
+    def act(connection, body):
+        connection.sendall(STREAM + chunk(delta("Let me see. ")))
+        try:
+            for _ in range(20_000):
+                connection.sendall(chunk(delta("Wait, ")) + chunk(delta("no. ")))
+        except OSError:
+            closed.append(connection)
+            raise
+        connection.sendall(chunk(delta(finish_reason="length")) + chunk(DONE) + chunk())
+
+    return act
+
+
+def test_a_response_that_only_repeats_itself_is_stopped_and_truncated(socket_server, tmp_path):
+    closed = []
+    server = socket_server(endless(None, closed))
+    options = ["--endpoint", server.url, "--dataset", "practice", "--limit", 2, "--output", "run.json"]
+    done = run_eval(*options, cwd=tmp_path)
+    assert done.returncode == 0
+    assert "2 truncated" in done.stdout
+    assert len(closed) == 2
+    assert len(server.bodies) == 2
+    for state in json.loads((tmp_path / "run.json").read_text("utf-8"))["task_states"].values():
+        assert state["error"] == "stopped, because it only repeated itself"
+        assert state["response"]["finish_reason"] == "loop"
+        assert state["response"]["tokens_counted"]
+        assert 600 < state["response"]["completion_tokens"] < 20_000
+        assert state["response"]["content"].startswith("Let me see. Wait, no. Wait, no. ")
+
+    done = run_eval(*options, "--no-loop-stop", "--overwrite", cwd=tmp_path)
+    assert "2 truncated" in done.stdout
+    for state in json.loads((tmp_path / "run.json").read_text("utf-8"))["task_states"].values():
+        assert (state["error"], state["response"]["finish_reason"]) == (None, "length")
+        assert state["response"]["completion_tokens"] == 40_001
+
+
+def test_an_answer_that_is_given_over_and_over_is_an_answer(socket_server, tmp_path):
+    def act(connection, body):
+        found = next(value for question, value in ANSWERS.items() if question in body["messages"][-1]["content"])
+        connection.sendall(STREAM)
+        for _ in range(5000):
+            connection.sendall(chunk(delta(f"The answer is \\boxed{{{found}}}. ")))
+
+    server = socket_server(act)
+    options = ["--endpoint", server.url, "--dataset", "practice", "--limit", 2, "--answer-format", "boxed"]
+    assert "2 correct" in run_eval(*options, cwd=tmp_path).stdout
+
+
+def test_the_practice_answers_are_read_from_a_stream(socket_server, tmp_path):
+    server = socket_server(lambda connection, body: connection.sendall(answer_stream(body)))
+    done = run_eval("--endpoint", server.url, "--dataset", "practice", "--output", "run.json", cwd=tmp_path)
+    assert "30 correct" in done.stdout
+    assert "90 generated from 270 of prompt" in done.stdout
