@@ -270,8 +270,8 @@ class Grade:
 class TaskState:
     """What happened to a task; times are ISO 8601 in UTC, `attempts` counts requests, `error` is for people.
 
-    `partial` is what had arrived of a response that then failed, the longest if several did. What failed with a whole
-    endpoint is no attempt.
+    `partial` is what had arrived of a response that then failed, the longest if several did. A task that has a response
+    does not count the attempts that failed because a whole endpoint did.
     """
 
     status: str = "pending"
@@ -750,6 +750,7 @@ METHODS = {
     "last letter": "a guess: the option that the last line names",
     "none": "no answer was found",
     "cut": "the response was cut off before it gave an answer",
+    "loop": "the response was stopped because it only repeated itself, before it gave an answer",
     "hedged": "the response offers several answers to choose from",
     "unfinished thinking": "the response ends before the model's reasoning does",
     "judge": "what the judge read as the final answer",
@@ -980,6 +981,7 @@ def grade_found(found: Found, task: Task, response: Response, grader: str) -> Gr
     answer = kind_of(task.expected).parse(found.answer) if found.answer is not None else None
     if found.answer is None:
         verdict = "truncated" if response.finish_reason in CUT_OFF else "no_answer"
+        found = replace(found, method="loop") if response.finish_reason == LOOP else found
     else:
         verdict = "correct" if answer == task.expected else "incorrect"
     return Grade(
@@ -997,7 +999,7 @@ def review_note(verdict: str, found: Found, task: Task, response: Response) -> s
     """Why a person should look at a verdict, if there is a reason to."""
     if verdict != "correct" and stands_in(task.expected, response.content):
         return "the expected number stands in the response, but was not found to be its answer"
-    if verdict == "no_answer":
+    if verdict == "no_answer" or found.method == "loop":
         return METHODS[found.method]
     if found.answer is not None and kind_of(task.expected).parse(found.answer) is None:
         return f"the answer that was found is no {kind_of(task.expected).name}"
@@ -1482,7 +1484,7 @@ def hub_answers(endpoint: str) -> bool:
 
 NO_RESPONSE = frozenset({"error", "abort", "cancelled", "content_filter"})  # finish reasons of servers, not models
 RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-REPLY_LIMIT = 1 << 26  # bytes of one reply; no honest one has as many
+REPLY_LIMIT = 1 << 26  # bytes of one reply, or one line of a stream; no honest one has as many
 RETRY_AFTER_LIMIT = 600.0  # seconds; a server that asks for more is asked again all the same
 BATCH = 1 << 15  # bytes of a stream that are read in one go: reading each token as it comes takes thrice the time
 
@@ -1532,8 +1534,10 @@ class Transcript:
     def add(self, data: bytes) -> bool:
         """Take what has arrived next; returns whether that is all that is needed. Raises RequestError."""
         self.unread += data
-        if not self.tokens or len(self.unread) > BATCH or b"[DONE]" in data:
+        if b"\n" in data and (not self.tokens or len(self.unread) > BATCH or b"[DONE]" in data):
             self.read()
+        if len(self.unread) > REPLY_LIMIT:
+            raise RequestError(f"the reply has a line of more than {REPLY_LIMIT} bytes", retryable=True)
         return self.done or self.loop is not None
 
     def read(self) -> None:
@@ -1805,15 +1809,15 @@ KEEP_ALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
     for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
     if hasattr(socket, name)
 ]
-
-
 READ_SIZE = 1 << 16
 
 
 class Gathered(http.client.HTTPResponse):
     """A reply of which `read1` gives all the chunks that have arrived: one by one, as they are, costs twice as much."""
 
-    unread = b""
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.unread = bytearray()
 
     def read1(self, n: int = -1) -> bytes:
         """What has arrived; waits for something if nothing has, and gives nothing at the end."""
@@ -1824,7 +1828,7 @@ class Gathered(http.client.HTTPResponse):
             arrived = self.fp.read1(READ_SIZE)
             self.unread += arrived
             if not arrived or len(self.unread) > REPLY_LIMIT:
-                raise http.client.IncompleteRead(self.unread)
+                raise http.client.IncompleteRead(bytes(self.unread))
             data = self._take_chunks()
         return data
 
@@ -1832,18 +1836,17 @@ class Gathered(http.client.HTTPResponse):
         """The data of the chunks that are complete; closes the reply at the last one."""
         chunks, place = [], 0
         while (line_end := self.unread.find(b"\r\n", place)) >= 0:
-            try:
-                size = int(self.unread[place:line_end].partition(b";")[0], 16)
-            except ValueError:
-                raise http.client.IncompleteRead(self.unread) from None
-            end = line_end + 2 + size
-            if size == 0 and self.unread.find(b"\r\n\r\n", line_end) >= 0:  # after trailers, if any
+            size = re.match(rb"\s*([0-9a-fA-F]{1,8})\s*(?:;|$)", self.unread[place:line_end])
+            if size is None:
+                raise http.client.IncompleteRead(bytes(self.unread))
+            start, end = line_end + 2, line_end + 2 + int(size[1], 16)
+            if start == end and self.unread.find(b"\r\n\r\n", line_end) >= 0:  # after trailers, if any
                 self.close()
-            if size <= 0 or len(self.unread) < end + 2:
+            if start == end or len(self.unread) < end + 2:
                 break
-            chunks.append(self.unread[line_end + 2 : end])
+            chunks.append(self.unread[start:end])
             place = end + 2
-        self.unread = self.unread[place:]
+        del self.unread[:place]
         return b"".join(chunks)
 
 
@@ -1948,6 +1951,10 @@ class Client:
         if self.call.cut:
             self.call.end(self.call.cut)
 
+    def close(self) -> None:
+        """Close its connections."""
+        self.session.close()
+
     def get(self, path: str) -> Any:
         """The JSON that GET `path` gives; raises RequestError."""
         self.call = Call(Limits(PROBE_SECONDS, PROBE_SECONDS, stream=False))
@@ -1983,9 +1990,11 @@ class Client:
         self.call = call
         try:
             reply, data = self._exchange("POST", COMPLETIONS, body, transcript)
+            if transcript.events == 0:  # it may be no stream at all
+                data, transcript.unread = bytes(transcript.unread) + data, bytearray()
             if transcript.events == 0 and not data.startswith((b"data:", b":")):
                 return read_completion(self._payload(reply, data), time.monotonic() - call.started)
-            transcript.end(bytes(data))
+            transcript.end(data)
             return self._response(transcript, transcript.completion())
         except RequestError as error:
             with contextlib.suppress(RequestError):
@@ -2163,7 +2172,8 @@ def preflight(
         if len(troubles) < len(urls):
             return endpoints, troubles
         if not loading or time.monotonic() > deadline:
-            raise (loading or list(troubles.values()))[0]
+            failed = loading or list(troubles.values())
+            raise type(failed[0])("; ".join(map(str, failed)))
         if not told:
             say(f"{loading[0]}; waiting for up to {patience:.0f} s")
         told = True
@@ -2176,16 +2186,16 @@ def look_at(url: str, threads: int | None, api_key: str | None, key_variable: st
     Without a number of threads it gets as many as it has slots. /health, /v1/models and /props are each optional:
     only a llama-server has all three.
     """
-    client = Client(url, api_key, Limits(PROBE_SECONDS))
-    try:
-        client.get("/health")
-    except RequestError as error:
-        refuse_unusable(client, error)
-        if error.status == 503:
-            raise LoadingError(f"{url} is loading its model") from None
-    listed = typed(typed(probe(client, "/v1/models", key_variable), dict).get("data"), list)
-    models = [entry for entry in listed if isinstance(entry, dict) and model_names(entry)]
-    props = typed(probe(client, "/props"), dict)
+    with contextlib.closing(Client(url, api_key, Limits(PROBE_SECONDS))) as client:
+        try:
+            client.get("/health")
+        except RequestError as error:
+            refuse_unusable(client, error)
+            if error.status == 503:
+                raise LoadingError(f"{url} is loading its model") from None
+        listed = typed(typed(probe(client, "/v1/models", key_variable), dict).get("data"), list)
+        models = [entry for entry in listed if isinstance(entry, dict) and model_names(entry)]
+        props = typed(probe(client, "/props"), dict)
     slots = min(as_count(props.get("total_slots")) or DEFAULT_THREADS, MAX_THREADS)
     return Endpoint(url, threads or slots, models, props or None)
 
@@ -2206,7 +2216,9 @@ def probe(client: Client, path: str, key_variable: str = "LLAMA_API_KEY") -> Any
     except RequestError as error:
         refuse_unusable(client, error)
         if error.status == 401 or (error.status == 403 and path == "/v1/models"):
-            raise EndpointError(f"{client.base_url} refuses the API key ({error}): set {key_variable}") from None
+            raise EndpointError(
+                f"{client.base_url} refuses the API key ({error}): give the right one in {key_variable}"
+            ) from None
         return None
 
 
@@ -2684,6 +2696,8 @@ class Attempt:
     failures: int = 0
     losses: int = 0
     started: str | None = None
+    endpoint: str | None = None
+    error: str | None = None
     partial: Response | None = None
 
 
@@ -2697,7 +2711,7 @@ class Service:
 
     endpoint: Endpoint
     status: str = "up"
-    served: bool = False
+    served: bool = False  # something, since it was last out
     suspects: list[Attempt] = field(default_factory=list)  # what has failed since it last completed something
     outages: int = 0  # since then
     retry_at: float = 0.0
@@ -2754,13 +2768,14 @@ class Backlog:
         if service.status not in ("up", "gone"):
             with self.changed:
                 service.status = "up"
-                self.tell(f"{service.endpoint.url} is back in service")
                 self.changed.notify_all()
 
     def complete(self, service: Service) -> None:
-        """Note that a task is done with: the endpoint has answered, if only to refuse it."""
+        """Note that an endpoint has completed a task."""
         self.alive(service)
         with self.changed:
+            if service.outages:
+                self.tell(f"{service.endpoint.url} is back in service")
             service.served, service.outages = True, 0
             service.suspects.clear()
             self.out_since = None
@@ -2769,29 +2784,54 @@ class Backlog:
     def fail(self, service: Service, attempt: Attempt, error: RequestError, healthy: bool) -> bool:
         """Note that a request failed, at a server that is `healthy` or not; returns whether that ends its task."""
         with self.changed:
-            if healthy and service.status == "up":
+            if not healthy:
+                attempt.losses += 1
+            elif service.status == "up":
                 attempt.failures += 1
                 service.suspects.append(attempt)
-                proven = service.outages == 0
-                if proven and len(set(service.suspects)) < DOUBTFUL:
-                    if attempt.failures > self.max_retries:
-                        self._settle()
-                        return True
-                    wait = max(backoff(attempt.failures), error.retry_after)
-                    heapq.heappush(self.later, (time.monotonic() + wait, random.getrandbits(64), attempt))
-                    self.changed.notify_all()
-                    return False
-                for suspect in service.suspects:
-                    suspect.failures -= 1
-                service.suspects.clear()
-            elif not healthy:
-                attempt.losses += 1
+                if len(set(service.suspects)) < DOUBTFUL and not service.outages:
+                    return self._try_again(attempt, self.max_retries, max(backoff(attempt.failures), error.retry_after))
+                self._acquit(service)
             self._take_out(service, str(error), error.retry_after)
             if attempt.losses > MAX_LOSSES:
+                attempt.error = f"servers broke down {attempt.losses} times over it, the last time: {error}"
                 self._settle()
                 return True
-            self.ready.append(attempt)  # behind those that have not been tried
+            # Once may be chance; if it was not, the others should have had their turn before.
+            (self.ready.append if attempt.losses > 1 else self.ready.appendleft)(attempt)
             return False
+
+    def refuse(self, service: Service, attempt: Attempt, error: RequestError) -> bool:
+        """Note that a server refused a request for good; returns whether that ends its task.
+
+        A server that has not answered anything yet may be the wrong one to ask; one that refuses task after task is.
+        """
+        with self.changed:
+            attempt.failures += 1
+            service.suspects.append(attempt)
+            if len(set(service.suspects)) >= DOUBTFUL:
+                self._acquit(service)
+                self.dismiss(service, f"{service.endpoint.url} refuses one task after the other ({error})", attempt)
+                return False
+            others = sum(other is not service and other.status != "gone" for other in self.services)
+            return self._try_again(attempt, 0 if service.served else min(others, self.max_retries), BACKOFF_SECONDS)
+
+    def _try_again(self, attempt: Attempt, max_retries: int, wait: float) -> bool:
+        """Put back what has failed, to be taken after a while; returns whether it has failed too often for that."""
+        if attempt.failures > max_retries:
+            self._settle()
+            return True
+        name = f"{attempt.task.problem}#{attempt.task.sample}"
+        self.tell(f"{name} is tried again, for the {ordinal(attempt.failures)} time: {attempt.error}")
+        heapq.heappush(self.later, (time.monotonic() + wait, random.getrandbits(64), attempt))
+        self.changed.notify_all()
+        return False
+
+    def _acquit(self, service: Service) -> None:
+        """Count nothing against the tasks that have failed because of a server."""
+        for suspect in service.suspects:
+            suspect.failures -= 1
+        service.suspects.clear()
 
     def looked_at(self, service: Service, trouble: str | None) -> None:
         """Note the outcome of a look at an endpoint that is out of service: it can be tried unless in `trouble`."""
@@ -2812,7 +2852,8 @@ class Backlog:
             if service.status != "gone":
                 service.status = "gone"
                 last = all(other.status == "gone" for other in self.services)
-                self.tell(EndpointError(reason) if last else f"WARNING: {reason}; going on without it")
+                hint = "set the key, the model or the URL right, and resume"
+                self.tell(EndpointError(f"{reason}: {hint}") if last else f"WARNING: {reason}; going on without it")
             self._note_outage(reason)
             self.changed.notify_all()
 
@@ -2823,11 +2864,12 @@ class Backlog:
                 return None
             return time.monotonic() - self.out_since
 
-    def stop(self) -> None:
-        """Give out no more tasks."""
+    def stop(self) -> list[Attempt]:
+        """Give out no more tasks; returns those that have been tried and put back."""
         with self.changed:
             self.stopped = True
             self.changed.notify_all()
+            return [attempt for attempt in (*self.ready, *(entry[2] for entry in self.later)) if attempt.started]
 
     def _settle(self) -> None:
         self.left -= 1
@@ -2838,19 +2880,26 @@ class Backlog:
         """Send an endpoint nothing for a while, unless it is out already."""
         if service.status in ("down", "gone"):
             return
-        service.status = "down"
+        service.status, service.served = "down", False
         service.outages += 1
         pause = min(PROBE_LIMIT, PROBE_AFTER * 2 ** min(service.outages - 1, 10)) * random.uniform(0.5, 1)
         service.retry_at = time.monotonic() + max(pause, wait)
         self._note_outage(reason)
-        first = service.outages == 1
-        self.tell(f"WARNING: {service.endpoint.url} is out of service: {reason}" if first else "")
+        others = any(other.status == "up" for other in self.services)
+        follows = "what it was working on goes to the others" if others else "it is looked at again now and then"
+        text = f"WARNING: {service.endpoint.url} is out of service: {reason}; {follows}"
+        self.tell(text if service.outages == 1 else "")
         self.changed.notify_all()
 
     def _note_outage(self, reason: str) -> None:
         self.reason = reason
         if self.out_since is None and not any(service.status == "up" for service in self.services):
             self.out_since = time.monotonic()
+
+
+def ordinal(number: int) -> str:
+    """1 as "1st", and so on."""
+    return f"{number}" + ("th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th"))
 
 
 # ---- workers --------------------------------------------------------------------------------------------
@@ -2916,8 +2965,7 @@ class Worker(threading.Thread):
 
     def _ask(self, attempt: Attempt) -> TaskState | None:
         """One request: a task's response, or an error if that was the last attempt; None if others are to follow."""
-        attempt.started = attempt.started or timestamp()
-        outcome: dict[str, Any] = {"endpoint": self.client.base_url, "started": attempt.started}
+        attempt.started, attempt.endpoint = attempt.started or timestamp(), self.client.base_url
         try:
             schema = self.state.prompt.schema
             response, reason = self.client.complete(request_body(attempt.task, self.state), schema), None
@@ -2926,29 +2974,23 @@ class Worker(threading.Thread):
         except RequestError as error:
             attempt.partial = max(attempt.partial, error.partial, key=lambda partial: len(text_of(partial)))
             if self.backlog.stopped:
-                return TaskState(partial=attempt.partial, **outcome) if attempt.partial else None
+                return unfinished(attempt)
+            attempt.error = str(error)
             if not self._is_final(attempt, error):
                 return None
-            outcome |= {"finished": timestamp(), "attempts": attempt.failures, "partial": attempt.partial}
-            return TaskState("error", error=str(error), **outcome)
+            return replace(unfinished(attempt), status="error", finished=timestamp())
         self.backlog.complete(self.service)
-        if response.finish_reason == LOOP:
-            reason = "stopped, because it only repeated itself"
-        outcome |= {"finished": timestamp(), "attempts": attempt.failures + 1, "error": reason}
-        return TaskState("ungraded", response=response, **outcome)
+        done = replace(unfinished(attempt), attempts=attempt.failures + 1, finished=timestamp(), partial=None)
+        return replace(done, status="ungraded", response=response, error=reason)
 
     def _is_final(self, attempt: Attempt, error: RequestError) -> bool:
         """Whether a failed request was the last attempt at its task; otherwise it has been put back."""
         if error.status == 401 or (error.status in REFUSALS and not self.service.served):
-            hint = "set the key, the model or the URL right, and resume"
-            reason = f"{self.client.base_url} refuses the requests ({error}): {hint}"
-            self.backlog.dismiss(self.service, reason, attempt)
+            self.backlog.dismiss(self.service, f"{self.client.base_url} refuses the requests ({error})", attempt)
             return False
         if error.retryable:
             return self.backlog.fail(self.service, attempt, error, is_healthy(self.client))
-        attempt.failures += 1
-        self.backlog.complete(self.service)
-        return True
+        return self.backlog.refuse(self.service, attempt, error)
 
     def _look(self) -> None:
         """Find out whether the endpoint can be used again, for the same model as before."""
@@ -2965,6 +3007,17 @@ class Worker(threading.Thread):
             self.service.endpoint = found
             self.hand_over(Notice("" if self.service.served else describe(found), found))
             self.backlog.looked_at(self.service, None)
+
+
+def unfinished(attempt: Attempt) -> TaskState:
+    """What there is to say of a task that has been tried, but is not done with."""
+    return TaskState(
+        endpoint=attempt.endpoint,
+        attempts=attempt.failures + attempt.losses,
+        error=attempt.error,
+        started=attempt.started,
+        partial=attempt.partial,
+    )
 
 
 def text_of(response: Response | None) -> str:
@@ -3016,6 +3069,7 @@ class Processor:
         self.finished: dict[str, TaskState] = {}
         self.backlog = Backlog(services, limits.max_retries, self._tell)
         self.workers: list[Worker] = []
+        self.next_word = 0.0  # seconds into an outage at which it is to be told, again
 
     def _tell(self, news: str | EndpointError) -> None:
         self.done.put(Notice(news) if isinstance(news, str) else news)
@@ -3075,21 +3129,23 @@ class Processor:
         """What a thread has handed over next; raises what it raised, and NoEndpointError after too long an outage."""
         while True:
             outage = self.backlog.outage()
-            if outage is not None and outage >= self.limits.give_up_after:
+            if outage is None:
+                self.next_word = 0.0
+                wait = None
+            elif outage >= self.limits.give_up_after:
                 reason = f"no endpoint has been in service for {outage:.0f} s (the last: {self.backlog.reason})"
                 raise NoEndpointError(f"{reason}: resume when one is")
-            word = WORD_SECONDS - (outage or 0.0) % WORD_SECONDS
-            wait = None if outage is None else min(word, self.limits.give_up_after - outage)
-            try:
+            else:
+                if outage >= self.next_word:
+                    left = f"giving up in {self.limits.give_up_after - outage:.0f} s unless one comes back"
+                    warn(f"WARNING: no endpoint is in service, {left}: {self.backlog.reason}")
+                    self.next_word = outage + WORD_SECONDS
+                wait = min(self.next_word, self.limits.give_up_after) - outage
+            with contextlib.suppress(queue.Empty):
                 item = self.done.get(timeout=wait)
-            except queue.Empty:
-                if wait == word:
-                    patience = f"waiting for up to {self.limits.give_up_after:.0f} s"
-                    warn(f"no endpoint is in service, {patience}: {self.backlog.reason}")
-                continue
-            if isinstance(item, BaseException):
-                raise item
-            return item
+                if isinstance(item, BaseException):
+                    raise item
+                return item
 
     def _note(self, notice: Notice, state: EvalState, warn: Callable[[str], None]) -> None:
         """Print a notice, and enter what an endpoint says of itself into the state; what is known is not news."""
@@ -3115,7 +3171,7 @@ class Processor:
 
     def _finish(self, state: EvalState, file: StateFile) -> None:
         """Save everything that has finished, also what was not looked at yet, and break off what has not."""
-        self.backlog.stop()
+        given_back = self.backlog.stop()
         WATCHDOG.end_all("stopped")
         self.grader.close()
         for _ in range(self.grader.threads):
@@ -3123,6 +3179,7 @@ class Processor:
         until = time.monotonic() + LEAVE_SECONDS
         for worker in self.workers:
             worker.join(max(0.0, until - time.monotonic()))
+        state.task_states.update({attempt.task.id: unfinished(attempt) for attempt in given_back})
         state.task_states.update(self.finished.copy())
         for task in state.tasks:
             result = state.task_states[task.id]
@@ -3162,11 +3219,12 @@ def task_line(task: Task, result: TaskState, number: int, total: int) -> str:
     where = (result.endpoint or "").removeprefix("http://")
     response = result.response
     if response is None:
-        return f"{start}  {one_line(result.error)}, {result.attempts} attempts  {where}"
+        return f"{start}  {one_line(result.error)}, {result.attempts} attempt{'s' * (result.attempts != 1)}  {where}"
     if result.status == "ungraded":
         return f"{start}  {one_line(result.grade.explanation) if result.grade else 'not graded yet'}"
     answer = result.grade.answer if result.grade else None
-    shown = one_line(answer, 24) if answer is not None else result.status.replace("_", " ")
+    ending = "loop" if response.finish_reason == LOOP else result.status.replace("_", " ")
+    shown = one_line(answer, 24) if answer is not None else ending
     counted = "~" * response.tokens_counted
     tokens = "-" if response.completion_tokens is None else f"{counted}{response.completion_tokens}"
     speed = "-" if response.tokens_per_second is None else f"{response.tokens_per_second:.1f}"
@@ -3261,7 +3319,8 @@ def tokens_text(summary: dict[str, Any]) -> str:
     told, responses = summary["responses_with_token_counts"], summary["responses"]
     if not told:
         return "not told by the server"
-    text = f"{summary['completion_tokens']} generated from {summary['prompt_tokens']} of prompt"
+    text = f"{summary['completion_tokens']} generated"
+    text += f" from {summary['prompt_tokens']} of prompt" if summary["prompt_tokens"] else ""
     return text if told == responses else f"{text}, told for {told} of {responses} responses"
 
 
@@ -3294,6 +3353,10 @@ class Console:
         """Print `text` unless only the outcome is wanted."""
         if not self.quiet:
             self.say(text)
+
+    def warn(self, text: str) -> None:
+        """Print what happens beside the tasks: what is no warning, unless only the outcome is wanted."""
+        (self.say if text.startswith("WARNING") else self.note)(text)
 
     @contextlib.contextmanager
     def _surviving(self) -> Iterator[None]:
@@ -3441,7 +3504,7 @@ def connected(args: argparse.Namespace, state: EvalState, console: Console) -> I
                 console.note(describe(endpoint))
             for warning in misfits(endpoint, args.max_tokens, longest_prompt(state)):
                 console.say(warning)
-        yield [Service(e, "down" if e.url in troubles else "up") for e in state.endpoints]
+        yield [Service(e, "down", outages=1) if e.url in troubles else Service(e) for e in state.endpoints]
 
 
 def find_judge(args: argparse.Namespace, state: EvalState, console: Console, required: bool) -> None:
@@ -3476,7 +3539,7 @@ def run_open_tasks(
         processor = Processor(services, grader, args.api_key, limits)
         try:
             console.start()
-            processor.process(state, file, console.task, console.say)
+            processor.process(state, file, console.task, console.warn)
         except (Interrupted, StateError, EndpointError) as end:
             return end
         finally:

@@ -11,10 +11,10 @@ column; what grows with its square would show a ratio of 4.
 import importlib.util
 import sys
 import time
-from pathlib import Path
 from types import ModuleType
 
-REPO = Path(__file__).resolve().parent.parent
+from harness import REPO, Report
+
 LENGTHS = (250_000, 500_000, 1_000_000)
 WAYS = (("204", "json", "stop"), ("204", "boxed", "length"), ("B", "json", "length"), ("B", "boxed", "stop"))
 TEXTS = {  # what comes first, what is repeated
@@ -55,11 +55,13 @@ def seconds_to_grade(llama_eval: ModuleType, text: str) -> float:
 
 def main() -> None:
     """Print a row for each kind of text."""
-    llama_eval = load_evaluator()
+    llama_eval, report = load_evaluator(), Report("grading")
     print(f"{'CPU seconds, 4 gradings':<28}" + "".join(f"{f'{n // 1000} KB':>10}" for n in LENGTHS) + f"{'ratio':>8}")
     for name, (start, unit) in TEXTS.items():
         times = [seconds_to_grade(llama_eval, (start + unit * (n // len(unit) + 1))[:n]) for n in LENGTHS]
         print(f"{name:<28}" + "".join(f"{t:>10.3f}" for t in times) + f"{times[-1] / times[-2]:>8.2f}", flush=True)
+        report.rows += [{"name": name, "characters": n, "seconds": t} for n, t in zip(LENGTHS, times, strict=True)]
+    report.save()
 
 
 if __name__ == "__main__":

@@ -95,6 +95,10 @@ def broken_streams(connection, body):
     connection.sendall(streamed(delta("I think")))
 
 
+def still_loading(connection, request):
+    connection.sendall(LOADING)
+
+
 @pytest.mark.parametrize("fault", [failing, hanging_up, garbage, broken_streams])
 @pytest.mark.parametrize("mode", [(), ("--no-stream",)])
 def test_an_endpoint_that_fails_fast_does_not_swallow_the_queue(socket_server, tmp_path, fault, mode):
@@ -150,27 +154,29 @@ def dying_after(count):
 
 def test_a_server_that_restarts_is_waited_for_and_let_back_in(socket_server, tmp_path):
     """It dies over its sixth request, is away for a while, then loads its model, and then is as before."""
-    probed = threading.Semaphore(0)
+    probed, loaded = threading.Semaphore(0), threading.Event()
 
     def loading(connection, path):
-        connection.sendall(LOADING)
+        (model_list("tiny") if loaded.is_set() else still_loading)(connection, path)
         probed.release()
 
     dying = dying_after(5)
     server = dying.server = socket_server(dying)
     with running(tmp_path, server, options=["--threads", 2]) as (until, finish):
         until("is out of service")
-        back = SocketServer(answer, loading, port=server.port)
+
+        def act(connection, body):
+            (answer if loaded.is_set() else still_loading)(connection, body)
+
+        back = SocketServer(act, loading, port=server.port)
         for _ in range(2):
             assert probed.acquire(timeout=DEADLINE)
-        assert back.bodies == []
-        back.get = model_list("tiny")
+        loaded.set()
         status, output = finish()
     back.close()
     assert status == 0
     assert "30 correct" in output
-    assert output.count("is out of service: ") == 1
-    assert output.count("is back in service") == 1
+    assert output.count("is out of service: ") == output.count("is back in service") >= 1
     assert {state["attempts"] for state in state_of(tmp_path)["task_states"].values()} == {1}
 
 
@@ -179,12 +185,12 @@ def test_a_server_that_comes_back_with_another_model_is_left_out(socket_server, 
     server = dying.server = socket_server(dying, get=model_list("q8"))
     with running(tmp_path, server) as (until, finish):
         until("is out of service")
-        back = SocketServer(answer, model_list("q4"), port=server.port)
+        back = SocketServer(still_loading, model_list("q4"), port=server.port)
         status, output = finish()
     back.close()
     assert status == 1
     assert f"{server.url} does not serve the model 'q8' but q4" in output
-    assert back.bodies == []
+    assert "pending" in output
 
 
 def test_without_an_endpoint_a_run_waits_then_gives_up_and_can_be_resumed(socket_server, tmp_path):
@@ -219,6 +225,47 @@ def test_a_server_that_hangs_is_taken_out(socket_server, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert "30 correct" in done.stdout
     assert f"WARNING: {hanging.url} is out of service: no sign of life for 1 s" in done.stdout
+
+
+def test_a_server_that_refuses_everything_does_not_spoil_the_tasks_of_another(socket_server, tmp_path):
+    def refuse(connection, body):
+        connection.sendall(http(b'{"error": {"message": "streaming is not supported"}}', status=400))
+
+    def slowly(connection, body):
+        threading.Event().wait(0.05)
+        answer(connection, body)
+
+    refusing, good = socket_server(refuse), socket_server(slowly)
+    done = run(tmp_path, refusing, good)
+    assert done.returncode == 0, done.stdout
+    assert "30 correct" in done.stdout
+    assert f"{refusing.url} refuses one task after the other (HTTP 400: streaming is not supported)" in done.stdout
+    alone = run(tmp_path, refusing, options=["--overwrite"])
+    assert alone.returncode == 1
+    assert "refuses one task after the other (HTTP 400: streaming is not supported): set the key" in alone.stderr
+    assert len(refusing.bodies) < 30
+
+
+def test_what_had_arrived_is_kept_when_the_run_gives_up(socket_server, tmp_path):
+    """Of tasks that were put back, too, when their server broke down over them."""
+
+    def die(connection, body):
+        connection.sendall(STREAM + chunk(delta("I think")))
+        if len(server.bodies) == 4:
+            server.close()
+        threading.Event().wait(0.3)
+        raise HangupError
+
+    server = socket_server(die)
+    done = run(tmp_path, server, options=["--threads", 4, "--give-up-after", 1])
+    assert done.returncode == 3
+    states = state_of(tmp_path)["task_states"].values()
+    kept = [state for state in states if state["partial"]]
+    assert kept
+    for state in kept:
+        assert (state["status"], state["partial"]["content"]) == ("pending", "I think")
+        assert state["error"]
+        assert state["endpoint"] == server.url
 
 
 def test_a_key_that_one_server_refuses_does_not_stop_the_others(socket_server, tmp_path):
@@ -262,7 +309,7 @@ def test_a_run_starts_without_the_server_that_is_not_there_and_takes_it_in_when_
 
 
 def test_a_server_that_is_loading_among_others_is_not_waited_for(socket_server, tmp_path):
-    loading = socket_server(answer, get=lambda connection, path: connection.sendall(LOADING))
+    loading = socket_server(answer, get=still_loading)
     done = run(tmp_path, loading, socket_server(answer))
     assert "30 correct" in done.stdout
     assert f"WARNING: {loading.url} is loading its model; starting without it" in done.stdout
@@ -270,7 +317,7 @@ def test_a_server_that_is_loading_among_others_is_not_waited_for(socket_server, 
 
 
 def test_a_server_that_loads_for_too_long_is_given_up(socket_server, tmp_path):
-    loading = socket_server(answer, get=lambda connection, path: connection.sendall(LOADING))
+    loading = socket_server(answer, get=still_loading)
     done = run(tmp_path, loading, options=["--give-up-after", 0.2])
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert f"{loading.url} is loading its model" in done.stderr
@@ -322,18 +369,17 @@ def test_a_task_that_keeps_failing_at_a_healthy_server_is_given_up():
     attempt = rules.backlog.take(rules.services[0])
     assert [rules.fail(attempt) for _ in range(3)] == [False, False, True]
     assert rules.backlog.left == 0
-    assert rules.news == []
+    assert [line.split(" is ")[0] for line in rules.news] == ["0#0"] * 2
     assert rules.backlog.take(rules.services[0]) is None
 
 
 def test_many_tasks_in_a_row_that_fail_are_the_fault_of_the_server_and_none_of_theirs():
-    rules = Rules(max_retries=0)
-    rules.backlog.max_retries = 9
+    rules = Rules(max_retries=9)
     attempts = [rules.backlog.take(rules.services[0]) for _ in range(llama_eval.DOUBTFUL)]
     assert [rules.fail(attempt) for attempt in attempts] == [False] * llama_eval.DOUBTFUL
     assert rules.services[0].status == "down"
     assert {attempt.failures for attempt in attempts} == {0}
-    assert rules.news == ["WARNING: http://0 is out of service: it failed"]
+    assert rules.news[-1] == "WARNING: http://0 is out of service: it failed; it is looked at again now and then"
     assert rules.backlog.left == 8
 
 
@@ -345,6 +391,28 @@ def test_a_task_that_is_completed_in_between_clears_the_server_of_suspicion():
         rules.backlog.take(rules.services[0])
         rules.backlog.complete(rules.services[0])
     assert rules.services[0].status == "up"
+
+
+def test_a_task_that_is_refused_goes_to_another_server_if_this_one_has_not_answered_anything():
+    rules = Rules(endpoints=2)
+    refusal = llama_eval.RequestError("HTTP 400: no", retryable=False, status=400)
+    first = rules.backlog.take(rules.services[0])
+    assert not rules.backlog.refuse(rules.services[0], first, refusal)
+    assert rules.backlog.refuse(rules.services[1], first, refusal), "both have refused it"
+    rules.backlog.take(rules.services[0])
+    rules.backlog.complete(rules.services[0])
+    assert rules.backlog.refuse(rules.services[0], rules.backlog.take(rules.services[0]), refusal), "it knows its trade"
+
+
+def test_a_server_that_refuses_task_after_task_is_left_out_and_none_of_them_is_to_blame():
+    rules = Rules(endpoints=2)
+    refusal = llama_eval.RequestError("HTTP 400: no streams", retryable=False, status=400)
+    attempts = [rules.backlog.take(rules.services[0]) for _ in range(llama_eval.DOUBTFUL)]
+    assert not any(rules.backlog.refuse(rules.services[0], attempt, refusal) for attempt in attempts)
+    assert rules.services[0].status == "gone"
+    assert {attempt.failures for attempt in attempts} == {0}
+    text = "WARNING: http://0 refuses one task after the other (HTTP 400: no streams); going on without it"
+    assert rules.news[-1] == text
 
 
 def test_an_endpoint_comes_back_with_one_task_and_the_others_follow_its_first_token():
@@ -366,6 +434,8 @@ def test_an_endpoint_comes_back_with_one_task_and_the_others_follow_its_first_to
     rules.backlog.alive(service)
     others.join(DEADLINE)
     assert got[0] not in (None, trial)
+    assert "http://0 is back in service" not in rules.news, "which a token does not prove"
+    rules.backlog.complete(service)
     assert rules.news[-1] == "http://0 is back in service"
 
 
@@ -465,6 +535,7 @@ def test_waiting_for_an_endpoint_is_told_now_and_then(socket_server, tmp_path, m
         file.save(state)
         with pytest.raises(llama_eval.NoEndpointError, match="no endpoint has been in service for 1 s"):
             processor.process(state, file, lambda task, result: None, told.append)
-    words = [line for line in told if line.startswith("no endpoint is in service, waiting for up to 1 s: ")]
-    assert 3 <= len(words) <= 5
+    words = [line for line in told if line.startswith("WARNING: no endpoint is in service, giving up in ")]
+    assert 4 <= len(words) <= 6
+    assert "giving up in 1 s unless one comes back: " in words[0]
     assert "Connection refused" in words[0]

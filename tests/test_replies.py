@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 from functools import cache
 
 import pytest
@@ -97,6 +98,48 @@ def test_streams_are_read_as_servers_write_them(socket_server, data):
 
     response = complete(socket_server(act))
     assert (response.content, response.finish_reason) == ("so 70", "stop")
+
+
+WHOLE = json.dumps({"choices": [{"message": {"content": "so 70"}, "finish_reason": "stop"}]}).encode()
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+BODIES = {
+    "one chunk": chunk(WHOLE) + chunk(),
+    "a byte a chunk": b"".join(chunk(bytes([byte])) for byte in WHOLE) + chunk(),
+    "extensions": b"5;name=value\r\n%s\r\n%x; a\r\n%s\r\n0;x\r\n\r\n" % (WHOLE[:5], len(WHOLE) - 5, WHOLE[5:]),
+    "leading zeros, capitals": b"000%X\r\n%s\r\n000\r\n\r\n" % (len(WHOLE), WHOLE),
+    "trailers": chunk(WHOLE) + b"0\r\nX-Checksum: 1\r\nX-More: 2\r\n\r\n",
+    "line ends within": chunk(b"\r\n\r\n" + WHOLE + b"\r\n\r\n0\r\n\r\n".replace(b"0", b" ")) + chunk(),
+    "long": chunk(b" " * 300_000 + WHOLE) + chunk(),
+}
+
+
+@pytest.mark.parametrize("size", [1, 7, 10**6])
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
+def test_chunks_are_read_however_they_are_cut_and_the_connection_is_used_again(socket_server, body, size):
+    size = max(size, len(body) // 2000)
+
+    def act(connection, _):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(CHUNKED + body), size):
+            connection.sendall((CHUNKED + body)[start : start + size])
+
+    server = socket_server(act)
+    client = llama_eval.Client(server.url, None, llama_eval.Limits(DEADLINE))
+    assert [client.complete({}).content for _ in range(3)] == ["so 70"] * 3
+    assert len(server.connections) == 1
+
+
+@pytest.mark.parametrize("size", [b"-5", b"x", b"", b"0x10", b"1_0", b"123456789", b"5 5"])
+def test_a_chunk_of_no_size_is_a_broken_reply(socket_server, size):
+    server = socket_server(replying(CHUNKED + size + b"\r\n" + WHOLE + b"\r\n0\r\n\r\n"))
+    with pytest.raises(llama_eval.RequestError, match="the reply broke off"):
+        complete(server)
+
+
+def test_an_error_that_calls_itself_a_stream_is_told(socket_server):
+    data = streamed(json.dumps({"error": {"message": "out of memory"}}).encode())
+    with pytest.raises(llama_eval.RequestError, match="HTTP 200: out of memory"):
+        complete(socket_server(replying(data)))
 
 
 @given(st.lists(st.text(max_size=5), max_size=40), st.data())
@@ -253,10 +296,12 @@ def test_a_response_that_only_repeats_itself_is_stopped_and_truncated(socket_ser
     done = run_eval(*options, cwd=tmp_path)
     assert done.returncode == 0
     assert "2 truncated" in done.stdout
+    assert done.stdout.count(" not correct  loop ") == 2
     assert len(closed) == 2
     assert len(server.bodies) == 2
     for state in json.loads((tmp_path / "run.json").read_text("utf-8"))["task_states"].values():
-        assert state["error"] == "stopped, because it only repeated itself"
+        assert state["grade"]["explanation"].startswith("the response was stopped because it only repeated itself")
+        assert state["grade"]["review"] == state["grade"]["explanation"]
         assert state["response"]["finish_reason"] == "loop"
         assert state["response"]["tokens_counted"]
         assert 600 < state["response"]["completion_tokens"] < 20_000
@@ -265,7 +310,7 @@ def test_a_response_that_only_repeats_itself_is_stopped_and_truncated(socket_ser
     done = run_eval(*options, "--no-loop-stop", "--overwrite", cwd=tmp_path)
     assert "2 truncated" in done.stdout
     for state in json.loads((tmp_path / "run.json").read_text("utf-8"))["task_states"].values():
-        assert (state["error"], state["response"]["finish_reason"]) == (None, "length")
+        assert (state["grade"]["method"], state["response"]["finish_reason"]) == ("cut", "length")
         assert state["response"]["completion_tokens"] == 40_001
 
 
