@@ -64,9 +64,12 @@ from urllib.parse import urlsplit
 try:
     import requests
     from requests.adapters import HTTPAdapter
-    from urllib3 import PoolManager
+    from urllib3 import HTTPResponse, PoolManager
     from urllib3.connection import HTTPConnection
     from urllib3.exceptions import HTTPError
+
+    if not hasattr(HTTPResponse, "read1"):
+        raise ImportError("urllib3 2.2 or later is needed")
 except ImportError as error:
     sys.exit(f"llama-eval: error: {error}: pip install -r requirements.txt")
 
@@ -416,6 +419,10 @@ class RequestError(Exception):
 
 class ContextOverflowError(RequestError):
     """The prompt does not fit the context of the server."""
+
+
+class DeadlineError(RequestError):
+    """A request took longer than it may in all, though the server may have been at work on it."""
 
 
 class Interrupted(BaseException):
@@ -1483,7 +1490,7 @@ def hub_answers(endpoint: str) -> bool:
 # ---- replies --------------------------------------------------------------------------------------------
 
 NO_RESPONSE = frozenset({"error", "abort", "cancelled", "content_filter"})  # finish reasons of servers, not models
-RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+RETRYABLE_STATUS = frozenset({408, 425, 429, *range(500, 600)} - {501, 505})
 REPLY_LIMIT = 1 << 26  # bytes of one reply, or one line of a stream; no honest one has as many
 RETRY_AFTER_LIMIT = 600.0  # seconds; a server that asks for more is asked again all the same
 BATCH = 1 << 15  # bytes of a stream that are read in one go: reading each token as it comes takes thrice the time
@@ -1514,8 +1521,9 @@ def loop_block(text: str) -> int | None:
 class Transcript:
     """What has arrived of the stream of server-sent events that answers a chat completion request."""
 
-    def __init__(self, stop_loops: bool) -> None:
+    def __init__(self, stop_loops: bool, redact: Callable[[Any], Any] = lambda value: value) -> None:
         self.stop_loops = stop_loops
+        self.redact = redact  # what is told of it in an error
         self.unread = bytearray()
         self.content: list[str] = []
         self.reasoning: list[str] = []
@@ -1534,7 +1542,8 @@ class Transcript:
     def add(self, data: bytes) -> bool:
         """Take what has arrived next; returns whether that is all that is needed. Raises RequestError."""
         self.unread += data
-        if b"\n" in data and (not self.tokens or len(self.unread) > BATCH or b"[DONE]" in data):
+        ending = b"[DONE]" in self.unread[-len(data) - 6 :]
+        if b"\n" in data and (not self.tokens or len(self.unread) > BATCH or ending):
             self.read()
         if len(self.unread) > REPLY_LIMIT:
             raise RequestError(f"the reply has a line of more than {REPLY_LIMIT} bytes", retryable=True)
@@ -1563,6 +1572,8 @@ class Transcript:
             self.read()
         if not self.done and self.loop is None:
             raise RequestError("the stream ended without [DONE]", retryable=True)
+        if self.tokens and self.loop is None and not self.choice.get("finish_reason"):
+            raise RequestError("the stream ended without a finish_reason", retryable=True)
 
     def _read_event(self, text: str) -> None:
         if text == "[DONE]":
@@ -1575,7 +1586,8 @@ class Transcript:
         error = event.get("error") if isinstance(event, dict) else None
         if error:
             code = error.get("code") if isinstance(error, dict) else None
-            checked_reply(code if isinstance(code, int) and 400 <= code < 600 else 200, event, text)
+            status = code if isinstance(code, int) and 400 <= code < 600 else 200
+            checked_reply(status, self.redact(event), self.redact(text))
         try:
             for choice in event["choices"][:1] if event.get("choices") else ():
                 delta = choice.get("delta") or {}
@@ -1587,7 +1599,8 @@ class Transcript:
                     self.reasoning.append(reasoning)
                 self.choice.update({name: choice[name] for name in ("finish_reason", "error") if choice.get(name)})
         except (TypeError, KeyError, AttributeError):
-            raise RequestError(f"the stream holds no chat completion: {one_line(text)!r}", retryable=True) from None
+            told = one_line(self.redact(text))
+            raise RequestError(f"the stream holds no chat completion: {told!r}", retryable=True) from None
         self.rest.update({name: event[name] for name in ("model", "usage", "timings") if event.get(name)})
 
     def completion(self) -> dict[str, Any]:
@@ -1733,9 +1746,9 @@ class Call:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.socket: socket.socket | None = None
-        self.started = self.heard = self.waiting_since = time.monotonic()
+        self.started = self.heard = self.waiting_since = self.ended = time.monotonic()
         self.first_token: float | None = None  # seconds from the start
-        self.cut: str | None = None  # why it was ended from outside
+        self.failure: RequestError | None = None  # why it was ended from outside
 
     def due(self, lively: float) -> float:
         """When it has to be ended if nothing more is heard of it; `lively` is when its server was last heard.
@@ -1745,12 +1758,13 @@ class Call:
         heard = max(self.heard, lively) if self.limits.stream and self.first_token is None else self.heard
         return min(self.started + self.limits.total, heard + self.limits.silence)
 
-    def end(self, reason: str) -> None:
+    def end(self, failure: RequestError) -> None:
         """Break the connection off, which ends any wait for it, whatever it waits for."""
-        self.cut = self.cut or reason
+        self.failure = self.failure or failure
         if self.socket is not None:
+            beneath = getattr(self.socket, "socket", self.socket)  # of TLS within the TLS of a proxy
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(self.socket, socket.SHUT_RDWR)  # also beneath TLS
+                socket.socket.shutdown(beneath, socket.SHUT_RDWR)  # of TLS, too
 
 
 class Watchdog:
@@ -1779,11 +1793,11 @@ class Watchdog:
             with self.changed:
                 del self.calls[call]
 
-    def end_all(self, reason: str) -> None:
+    def end_all(self) -> None:
         """End every request, overdue or not."""
         with self.changed:
             for call in self.calls:
-                call.end(reason)
+                call.end(RequestError("stopped", retryable=True))
 
     def _watch(self) -> None:
         with self.changed:
@@ -1795,9 +1809,9 @@ class Watchdog:
                     if due > now:
                         self.next_look = min(self.next_look, due)
                     elif now >= call.started + call.limits.total:
-                        call.end(f"no complete answer within {call.limits.total:g} s")
+                        call.end(DeadlineError(f"no complete answer within {call.limits.total:g} s", retryable=True))
                     else:
-                        call.end(f"no sign of life for {call.limits.silence:g} s")
+                        call.end(RequestError(f"no sign of life for {call.limits.silence:g} s", retryable=True))
                 self.changed.wait(None if self.next_look == math.inf else self.next_look - now)
 
 
@@ -1806,7 +1820,7 @@ WATCHDOG = Watchdog()  # for all the requests of the process
 # A host that is switched off says nothing any more: the system is to ask it after a minute, and four times more.
 KEEP_ALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
     (socket.IPPROTO_TCP, getattr(socket, name), value)
-    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
     if hasattr(socket, name)
 ]
 READ_SIZE = 1 << 16
@@ -1826,8 +1840,8 @@ class Gathered(http.client.HTTPResponse):
         data = b""
         while not data and self.fp is not None:
             arrived = self.fp.read1(READ_SIZE)
-            self.unread += arrived
-            if not arrived or len(self.unread) > REPLY_LIMIT:
+            self.unread += arrived or (b"\r\n" if self.unread == b"0\r\n" else b"")  # an end that is all but complete
+            if not (arrived or self.unread == b"0\r\n\r\n") or len(self.unread) > REPLY_LIMIT:
                 raise http.client.IncompleteRead(bytes(self.unread))
             data = self._take_chunks()
         return data
@@ -1851,9 +1865,9 @@ class Gathered(http.client.HTTPResponse):
 
 
 class Connections(HTTPAdapter):
-    """The connections of a session, which tell `connected` of the socket of each as it is made."""
+    """The connections of a session, which tell `connected` of the socket of each, before it is made by None."""
 
-    def __init__(self, connected: Callable[[socket.socket], None]) -> None:
+    def __init__(self, connected: Callable[[socket.socket | None], None]) -> None:
         self.connected = connected
         super().__init__(pool_maxsize=1)
 
@@ -1877,6 +1891,7 @@ class Connections(HTTPAdapter):
                 response_class = Gathered
 
                 def connect(self) -> None:
+                    connected(None)
                     super().connect()
                     connected(self.sock)
 
@@ -1901,6 +1916,7 @@ GATHER_AFTER = 2.0  # seconds; what takes so long can end a moment later, too
 GATHER_SECONDS = 0.05
 PART_REFUSED = frozenset({400, 415, 422, 501})  # how servers refuse a part of a request that they do not know
 COMPLETIONS = "/v1/chat/completions"
+TOKEN = re.compile(rb'"(?:content|reasoning(?:_content)?|text)" *: *"[^"]')
 
 
 def parse_endpoint(text: str, option: str = "--endpoint", key: str = "LLAMA_API_KEY") -> str:
@@ -1935,6 +1951,7 @@ class Client:
         self.session = requests.Session()
         self.session.headers["Accept-Encoding"] = "identity"  # a compressed stream comes in lumps
         self.session.auth = self._authorize  # a callable, so that no .netrc entry replaces the header
+        self.session.get_redirect_target = lambda _: None  # type: ignore # nor is the body of one read
         # What runs on this machine is not behind the proxy that the environment may name.
         self.session.trust_env = urlsplit(base_url).hostname not in ("localhost", "127.0.0.1", "::1")
         for scheme in ("http://", "https://"):
@@ -1945,11 +1962,11 @@ class Client:
             request.headers["Authorization"] = f"Bearer {self.api_key}"
         return request
 
-    def _connected(self, connection: socket.socket) -> None:
+    def _connected(self, connection: socket.socket | None) -> None:
         self.socket = self.call.socket = connection
         self.fresh = True
-        if self.call.cut:
-            self.call.end(self.call.cut)
+        if self.call.failure:
+            self.call.end(self.call.failure)
 
     def close(self) -> None:
         """Close its connections."""
@@ -1986,14 +2003,13 @@ class Client:
         body = {**body, "response_format": response_format(schema)} if schema else body
         body = {**body, "stream": True} if self.limits.stream else body
         body = {**body, "stream_options": {"include_usage": True}} if self.asks_usage else body
-        call, transcript = Call(self.limits), Transcript(self.limits.stop_loops)
-        self.call = call
+        self.call, transcript = Call(self.limits), Transcript(self.limits.stop_loops, self.redact)
         try:
             reply, data = self._exchange("POST", COMPLETIONS, body, transcript)
             if transcript.events == 0:  # it may be no stream at all
                 data, transcript.unread = bytes(transcript.unread) + data, bytearray()
             if transcript.events == 0 and not data.startswith((b"data:", b":")):
-                return read_completion(self._payload(reply, data), time.monotonic() - call.started)
+                return read_completion(self._payload(reply, data), self.call.ended - self.call.started)
             transcript.end(data)
             return self._response(transcript, transcript.completion())
         except RequestError as error:
@@ -2006,8 +2022,8 @@ class Client:
 
     def _response(self, transcript: Transcript, completion: dict[str, Any]) -> Response:
         """The Response in a completion that was streamed."""
-        call, seconds = self.call, time.monotonic() - self.call.started
-        response = read_completion(self.redact(completion), seconds, call.first_token, transcript.tokens)
+        seconds = max(self.call.ended, self.call.heard) - self.call.started
+        response = read_completion(self.redact(completion), seconds, self.call.first_token, transcript.tokens)
         return replace(response, finish_reason=LOOP) if transcript.loop and not transcript.done else response
 
     def _exchange(
@@ -2028,15 +2044,16 @@ class Client:
                             break
                         if len(data) > REPLY_LIMIT:
                             raise RequestError(f"the reply is longer than {REPLY_LIMIT} bytes", retryable=True)
+                    self.call.ended = time.monotonic()
                     if stream is not None and stream.done:
-                        self._drain(reply)
+                        self._drain(reply, packed)
             except requests.ConnectTimeout:
                 raise RequestError(f"no connection within {CONNECT_SECONDS:g} s", retryable=True) from None
             except (requests.RequestException, HTTPError, OSError, ValueError) as error:  # not all of them are its own
-                broken = "the reply broke off" if reply is not None else root_cause(error)
-                raise RequestError(self.call.cut or broken, retryable=True) from None
-        if self.call.cut and not (transcript and transcript.done):  # which looks like an end where no length was told
-            raise RequestError(self.call.cut, retryable=True)
+                broken = "the reply broke off" if reply is not None else one_line(self.redact(root_cause(error)))
+                raise self.call.failure or RequestError(broken, retryable=True) from None
+        if self.call.failure and not (transcript and transcript.done):  # it looks like an end where no length was told
+            raise self.call.failure
         return reply, bytes(data)
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None) -> requests.Response:
@@ -2046,14 +2063,14 @@ class Client:
             request.body = json.dumps(body).encode()
             request.headers["Content-Length"] = str(len(request.body))
         for _ in range(2):
-            self.call.socket, self.fresh = self.socket, False
+            self.call.socket, self.fresh, sent = self.socket, False, time.monotonic()
             try:
                 # A followed redirect turns a POST into a GET, and may carry the key elsewhere. The time-out is for
                 # connecting; what comes after that is for the watchdog.
                 return self.session.send(request, allow_redirects=False, timeout=(CONNECT_SECONDS, None), **settings)
             except requests.ConnectionError as error:
                 # A server closes idle connections, and may do so just as a request arrives: that is nobody's failure.
-                if self.fresh or self.call.cut:
+                if self.fresh or self.call.failure or time.monotonic() - sent > LINGER_SECONDS:
                     raise
                 failure = error
         raise failure
@@ -2070,7 +2087,7 @@ class Client:
     def _is_enough(self, transcript: Transcript, piece: bytes) -> bool:
         """Add a piece of a stream to the `transcript`; returns whether no more of it is needed."""
         enough = transcript.add(piece)
-        if b"data:" in piece:  # not a ping, by which a server only says that it waits itself
+        if TOKEN.search(piece):  # neither a ping nor an empty piece, by which a server only says that it waits itself
             now, call = time.monotonic(), self.call
             caught_up = now - call.waiting_since > CAUGHT_UP_SECONDS
             call.heard = WATCHDOG.lively[self.base_url] = now
@@ -2082,13 +2099,14 @@ class Client:
         self.call.waiting_since = time.monotonic()
         return enough
 
-    def _drain(self, reply: requests.Response) -> None:
+    def _drain(self, reply: requests.Response, packed: bool) -> None:
         """Read the end of a reply of which nothing is missing, so that its connection can be used again."""
         with contextlib.suppress(HTTPError, OSError):
             if self.socket is not None:
                 self.socket.settimeout(LINGER_SECONDS)
-            while reply.raw.read1(READ_SIZE, decode_content=False):
-                pass
+            while reply.raw.read1(READ_SIZE, decode_content=packed):
+                if time.monotonic() - self.call.ended > LINGER_SECONDS:
+                    return
 
     def _payload(self, reply: requests.Response, data: bytes) -> Any:
         """The JSON in a reply; raises RequestError for anything else, or an error in it."""
@@ -2132,16 +2150,16 @@ def asker(url: str, api_key: str | None, limits: Limits) -> Ask:
             except RequestError as error:
                 if not error.retryable or attempt > limits.max_retries:
                     raise
-                never.wait(max(backoff(attempt), error.retry_after))
+                never.wait(min(max(backoff(attempt), error.retry_after), limits.total))
 
     return ask
 
 
 def root_cause(error: BaseException) -> str:
-    """The innermost reason of an error in one line, such as "Connection refused"."""
+    """The innermost reason of an error, such as "Connection refused"."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return one_line(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 # ---- preflight ------------------------------------------------------------------------------------------
@@ -2193,6 +2211,8 @@ def look_at(url: str, threads: int | None, api_key: str | None, key_variable: st
             refuse_unusable(client, error)
             if error.status == 503:
                 raise LoadingError(f"{url} is loading its model") from None
+            if error.status in OUT_OF_ORDER:
+                raise UnreachableError(f"{url} cannot be used: {error}") from None
         listed = typed(typed(probe(client, "/v1/models", key_variable), dict).get("data"), list)
         models = [entry for entry in listed if isinstance(entry, dict) and model_names(entry)]
         props = typed(probe(client, "/props"), dict)
@@ -2686,6 +2706,7 @@ DOUBTFUL = 5  # tasks in a row that fail at a server before the fault is taken t
 MAX_LOSSES = 10  # times that a server may break down over a task before the fault is taken to be the task's
 PROBE_AFTER = 0.5  # seconds until a server that is out of service is looked at; doubles each time
 PROBE_LIMIT = 30.0
+RETRY_AFTER_OUTAGE = 60.0  # a server that asks for more time is looked at all the same
 
 
 @dataclass(eq=False)
@@ -2733,7 +2754,8 @@ class Backlog:
         self.ready: deque[Attempt] = deque()
         self.later: list[tuple[float, int, Attempt]] = []  # a heap, of when, a number to keep the order, and what
         self.left = 0
-        self.out_since: float | None = None  # when the last endpoint broke down, unless one has completed a task since
+        self.out_for = 0.0  # seconds for which none was in service, in all, since one completed a task
+        self.out_since: float | None = None  # when the last one broke down
         self.reason = ""
         self.stopped = False
 
@@ -2765,9 +2787,12 @@ class Backlog:
 
     def alive(self, service: Service) -> None:
         """Note that an endpoint has sent a token."""
-        if service.status not in ("up", "gone"):
-            with self.changed:
+        with self.changed:
+            if service.status not in ("up", "gone"):
                 service.status = "up"
+                if self.out_since is not None:
+                    self.out_for += time.monotonic() - self.out_since
+                self.out_since = None
                 self.changed.notify_all()
 
     def complete(self, service: Service) -> None:
@@ -2778,18 +2803,25 @@ class Backlog:
                 self.tell(f"{service.endpoint.url} is back in service")
             service.served, service.outages = True, 0
             service.suspects.clear()
-            self.out_since = None
+            self.out_for = 0.0
             self._settle()
 
     def fail(self, service: Service, attempt: Attempt, error: RequestError, healthy: bool) -> bool:
         """Note that a request failed, at a server that is `healthy` or not; returns whether that ends its task."""
         with self.changed:
+            alone = not any(other.status == "up" for other in self.services if other is not service)
             if not healthy:
                 attempt.losses += 1
+            elif service.status == "tried" and alone:  # it is there, and nobody else to ask: so it may be the task
+                attempt.failures += 1
+                service.outages = 1  # so that there is not much of a pause
+                self._take_out(service, str(error), error.retry_after)
+                return self._try_again(attempt, self.max_retries, backoff(attempt.failures))
             elif service.status == "up":
                 attempt.failures += 1
-                service.suspects.append(attempt)
-                if len(set(service.suspects)) < DOUBTFUL and not service.outages:
+                suspected = not isinstance(error, DeadlineError)  # it was at work, but not fast enough
+                service.suspects += [attempt] if suspected else []
+                if not suspected or len(set(service.suspects)) < (2 if service.outages else DOUBTFUL):
                     return self._try_again(attempt, self.max_retries, max(backoff(attempt.failures), error.retry_after))
                 self._acquit(service)
             self._take_out(service, str(error), error.retry_after)
@@ -2799,12 +2831,13 @@ class Backlog:
                 return True
             # Once may be chance; if it was not, the others should have had their turn before.
             (self.ready.append if attempt.losses > 1 else self.ready.appendleft)(attempt)
+            self.changed.notify_all()
             return False
 
     def refuse(self, service: Service, attempt: Attempt, error: RequestError) -> bool:
         """Note that a server refused a request for good; returns whether that ends its task.
 
-        A server that has not answered anything yet may be the wrong one to ask; one that refuses task after task is.
+        Another server may take it; one that refuses task after task is the wrong one to ask.
         """
         with self.changed:
             attempt.failures += 1
@@ -2814,7 +2847,7 @@ class Backlog:
                 self.dismiss(service, f"{service.endpoint.url} refuses one task after the other ({error})", attempt)
                 return False
             others = sum(other is not service and other.status != "gone" for other in self.services)
-            return self._try_again(attempt, 0 if service.served else min(others, self.max_retries), BACKOFF_SECONDS)
+            return self._try_again(attempt, min(others, self.max_retries), BACKOFF_SECONDS)
 
     def _try_again(self, attempt: Attempt, max_retries: int, wait: float) -> bool:
         """Put back what has failed, to be taken after a while; returns whether it has failed too often for that."""
@@ -2858,11 +2891,15 @@ class Backlog:
             self.changed.notify_all()
 
     def outage(self) -> float | None:
-        """Seconds for which no endpoint has been in service; None while there is one, or one is tried."""
+        """Seconds for which no endpoint has been in service; None while there is one, or one is tried.
+
+        One that sends tokens is, even where it is not sent anything new.
+        """
         with self.changed:
             if self.out_since is None or any(service.status in ("up", "tried") for service in self.services):
                 return None
-            return time.monotonic() - self.out_since
+            heard = (WATCHDOG.lively.get(service.endpoint.url, 0.0) for service in self.services)
+            return self.out_for + time.monotonic() - max(self.out_since, *heard)
 
     def stop(self) -> list[Attempt]:
         """Give out no more tasks; returns those that have been tried and put back."""
@@ -2883,7 +2920,7 @@ class Backlog:
         service.status, service.served = "down", False
         service.outages += 1
         pause = min(PROBE_LIMIT, PROBE_AFTER * 2 ** min(service.outages - 1, 10)) * random.uniform(0.5, 1)
-        service.retry_at = time.monotonic() + max(pause, wait)
+        service.retry_at = time.monotonic() + max(pause, min(wait, RETRY_AFTER_OUTAGE))
         self._note_outage(reason)
         others = any(other.status == "up" for other in self.services)
         follows = "what it was working on goes to the others" if others else "it is looked at again now and then"
@@ -2988,22 +3025,38 @@ class Worker(threading.Thread):
         if error.status == 401 or (error.status in REFUSALS and not self.service.served):
             self.backlog.dismiss(self.service, f"{self.client.base_url} refuses the requests ({error})", attempt)
             return False
-        if error.retryable:
+        if not error.retryable:
+            return self.backlog.refuse(self.service, attempt, error)
+        if error.status is not None:
             return self.backlog.fail(self.service, attempt, error, is_healthy(self.client))
-        return self.backlog.refuse(self.service, attempt, error)
+        try:  # what breaks a connection may have restarted, with another model
+            self._look_at_endpoint()
+        except UnreachableError:
+            return self.backlog.fail(self.service, attempt, error, healthy=False)
+        except EndpointError as trouble:
+            self.backlog.dismiss(self.service, str(trouble), attempt)
+            return False
+        return self.backlog.fail(self.service, attempt, error, healthy=True)
+
+    def _look_at_endpoint(self) -> Endpoint:
+        """What the endpoint says of itself now; raises EndpointError unless it can be used for the model of the run."""
+        known = self.service.endpoint
+        found = look_at(known.url, known.threads, self.client.api_key)
+        choose_model(self.state.model, [found])
+        return found
 
     def _look(self) -> None:
-        """Find out whether the endpoint can be used again, for the same model as before."""
+        """Find out whether the endpoint, which is out of service, can be used again."""
         known = self.service.endpoint
         try:
-            found = look_at(known.url, known.threads, self.client.api_key)
-            choose_model(self.state.model, [found])
+            found = self._look_at_endpoint()
         except UnreachableError as error:
             self.backlog.looked_at(self.service, str(error))
         except EndpointError as error:
             self.backlog.dismiss(self.service, str(error))
         else:
             found = replace(serving(found, self.state.model), rejects_schema=known.rejects_schema)
+            found = replace(found, models=found.models or known.models, props=found.props or known.props)
             self.service.endpoint = found
             self.hand_over(Notice("" if self.service.served else describe(found), found))
             self.backlog.looked_at(self.service, None)
@@ -3172,7 +3225,7 @@ class Processor:
     def _finish(self, state: EvalState, file: StateFile) -> None:
         """Save everything that has finished, also what was not looked at yet, and break off what has not."""
         given_back = self.backlog.stop()
-        WATCHDOG.end_all("stopped")
+        WATCHDOG.end_all()
         self.grader.close()
         for _ in range(self.grader.threads):
             self.answered.put(None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +22,11 @@ from scripts import SHARED, SIMULATOR, FakeServer, SocketServer
 # Examples take as long as the machine needs: some write files, and the suite also runs under load.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+# Whoever runs the suite in the background may have had signals ignored, which processes would inherit.
+for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 START_SECONDS = 60
 STOP_SECONDS = 20

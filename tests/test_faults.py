@@ -87,7 +87,7 @@ WHOLE_FAULTS = {  # what is wrong with a reply of any kind, the act, what is sai
     "no message": (send(http(as_json({"choices": [{"message": None}]}))), "no chat completion"),
     **{
         f"HTTP {status}": (send(http(as_json({"error": {"message": "later"}}), status=status)), f"HTTP {status}: later")
-        for status in (408, 425, 429, 500, 502, 503, 504)
+        for status in (408, 425, 429, 500, 502, 503, 504, 520, 529)
     },
     "HTML with 502": (send(http(b"<h1>Bad Gateway</h1>", status=502)), "HTTP 502: <h1>Bad Gateway</h1>"),
 }
@@ -97,6 +97,7 @@ STREAM_FAULTS = {
     "reset in the middle": (send_and_reset(STREAM + chunk(TEXT)), "broke off|reset"),
     "cut in an event": (send_and_close(STREAM + chunk(TEXT) + chunk(delta("!")[:30])), "broke off"),
     "ended in an event": (send(streamed(TEXT, delta("!")[:30])), r"ended without \[DONE\]"),
+    "no finish_reason": (send(streamed(TEXT, DONE)), "ended without a finish_reason"),
     "error event": (send(streamed(TEXT, event(error={"code": 500, "message": "out of memory"}))), "out of memory"),
     "no JSON in an event": (send(streamed(TEXT, b"data: {nonsense\n\n")), "no chat completion: '{nonsense"),
     "another kind of event": (send(streamed(TEXT, b"data: [1, 2]\n\n")), "no chat completion"),
@@ -145,6 +146,24 @@ def test_a_stream_without_text_or_an_end_is_no_response(socket_server, act, mess
     with pytest.raises(llama_eval.RequestError, match=message) as error:
         client(socket_server(act)).complete({})
     assert error.value.retryable
+
+
+KEY = "sk-1234567890"
+ECHOES = {
+    "error event": send(streamed(TEXT, event(error={"message": f"bad key {KEY}"}))),
+    "error event with a code": send(streamed(TEXT, event(error={"message": f"bad key {KEY}", "code": 401}))),
+    "broken event": send(streamed(TEXT, f"data: bad key {KEY}\n\n".encode())),
+    "no HTTP": send_and_close(f"bad key {KEY}\r\n\r\n".encode()),
+    "body": send(http(f"bad key {KEY}".encode(), status=400)),
+}
+
+
+@pytest.mark.parametrize("act", ECHOES.values(), ids=ECHOES.keys())
+def test_the_key_is_taken_out_of_every_error(socket_server, act):
+    with pytest.raises(llama_eval.RequestError) as error:
+        client(socket_server(act), KEY).complete({})
+    assert "[api key]" in str(error.value)
+    assert KEY not in str(error.value)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -294,6 +313,46 @@ def test_pings_are_no_tokens(socket_server):
     over.set()
 
 
+@pytest.mark.parametrize("piece", [delta(), delta(""), event(choices=[]), event(choices=[], usage={"total_tokens": 1})])
+def test_empty_pieces_are_no_tokens(socket_server, piece):
+    over = threading.Event()
+
+    def act(connection, body):
+        connection.sendall(STREAM + chunk(delta("so far")))
+        while not over.wait(0.05):
+            connection.sendall(chunk(piece))
+
+    with pytest.raises(llama_eval.RequestError, match="no sign of life"):
+        client(socket_server(act), silence=0.3).complete({})
+    over.set()
+
+
+def test_what_a_server_sends_after_the_end_is_not_waited_for(socket_server):
+    over = threading.Event()
+
+    def act(connection, body):
+        connection.sendall(STREAM + chunk(delta("70") + delta(finish_reason="stop") + DONE))
+        while not over.wait(0.05):
+            connection.sendall(chunk(b":\n\n"))
+
+    started = time.monotonic()
+    response = client(socket_server(act)).complete({})
+    over.set()
+    assert (response.content, response.finish_reason) == ("70", "stop")
+    assert time.monotonic() - started < DEADLINE / 2
+    assert response.seconds < llama_eval.LINGER_SECONDS, "and does not count"
+
+
+def test_the_body_of_a_redirect_is_not_read(socket_server):
+    def act(connection, body):
+        connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: http://elsewhere\r\n\r\n")
+        while True:
+            connection.sendall(b"x" * 100_000)
+
+    with pytest.raises(llama_eval.RequestError, match=r"longer than|redirects to http://elsewhere"):
+        client(socket_server(act)).complete({})
+
+
 def test_tokens_that_keep_coming_are_waited_for_as_long_as_they_do(socket_server):
     def act(connection, body):
         connection.sendall(STREAM)
@@ -370,7 +429,10 @@ def test_no_content_but_reasoning_is_no_exception(socket_server, tmp_path, finis
                       delta(finish_reason=finish_reason), DONE)  # fmt: skip
     server = socket_server(send(events if stream else http(as_json(reply))))
     options = ["--endpoint", server.url, "--dataset", "practice", "--limit", 1, "--output", "run.json"]
-    done = run_eval(*options, *([] if stream else ["--no-stream"]), cwd=tmp_path)
+    done = run_eval(*options, *([] if stream else ["--no-stream"]), "--max-retries", 0, cwd=tmp_path)
+    if stream and finish_reason is None:  # then something is missing
+        assert (done.returncode, "ended without a finish_reason" in done.stdout) == (3, True)
+        return
     assert done.returncode == 0
     (state,) = states_of(tmp_path).values()
     assert (state["status"], state["response"]["reasoning"]) == (status, "It is 70, I think")
@@ -393,13 +455,16 @@ def test_a_signal_frees_the_slots_of_the_server_at_once(socket_server, tmp_path,
     options = ["--endpoint", server.url, "--dataset", "practice", "--threads", 8, "--output", "run.json"]
     command = [sys.executable, str(EVAL), *map(str, options)]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        for _ in range(8):
-            assert writing.acquire(timeout=DEADLINE)
-        process.send_signal(signum)
-        started = time.monotonic()
-        for _ in range(8):
-            assert left.acquire(timeout=DEADLINE)
-        stdout, _ = process.communicate(timeout=DEADLINE)
+        try:
+            for _ in range(8):
+                assert writing.acquire(timeout=DEADLINE)
+            process.send_signal(signum)
+            started = time.monotonic()
+            for _ in range(8):
+                assert left.acquire(timeout=DEADLINE)
+            stdout, _ = process.communicate(timeout=DEADLINE)
+        finally:
+            process.kill()
     assert time.monotonic() - started < 2
     assert process.returncode == status
     assert "30 pending" in stdout

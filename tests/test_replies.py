@@ -1,8 +1,10 @@
 """Streams of server-sent events: what is read out of them, and the loops that responses get into."""
 
+import gzip
 import json
 import re
 import socket
+import threading
 from functools import cache
 
 import pytest
@@ -156,6 +158,24 @@ def test_however_a_stream_is_cut_into_pieces_it_says_the_same(texts, data):
     assert transcript.tokens == sum(map(bool, texts))
 
 
+@pytest.mark.parametrize("size", [1, 10, 10_000])
+def test_a_compressed_stream_is_read(socket_server, size):
+    packed = gzip.compress(EVENTS + DONE)
+    head = STREAM.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")
+    chunks = b"".join(chunk(packed[start : start + size]) for start in range(0, len(packed), size))
+    assert complete(socket_server(replying(head + chunks + chunk()))).content == "so 70"
+
+
+def test_an_end_that_arrives_in_two_parts_is_an_end(socket_server):
+    def act(connection, body):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(STREAM + chunk(EVENTS + DONE[:9]))
+        threading.Event().wait(0.1)
+        connection.sendall(chunk(DONE[9:]))
+
+    assert complete(socket_server(act), silence=5).content == "so 70"
+
+
 def test_a_character_that_is_cut_in_two_is_put_together(socket_server):
     data = streamed(delta("\ud83d"), delta("\ude00 70 \ud83d"), STOP, DONE)
     assert complete(socket_server(replying(data))).content == "\U0001f600 70 \ufffd"
@@ -273,7 +293,7 @@ def test_the_rule_fires_on_the_real_responses_that_loop_and_on_nothing_near_the_
     assert max(longest_repetition(text, 3) for text in others) < llama_eval.LOOP_LENGTH / 100
 
 
-def endless(over, closed):
+def endless(closed):
     """An act: a response that gets into a loop and stays there; the client's leaving is noted."""
 
     def act(connection, body):
@@ -291,7 +311,7 @@ def endless(over, closed):
 
 def test_a_response_that_only_repeats_itself_is_stopped_and_truncated(socket_server, tmp_path):
     closed = []
-    server = socket_server(endless(None, closed))
+    server = socket_server(endless(closed))
     options = ["--endpoint", server.url, "--dataset", "practice", "--limit", 2, "--output", "run.json"]
     done = run_eval(*options, cwd=tmp_path)
     assert done.returncode == 0
