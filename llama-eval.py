@@ -1826,6 +1826,13 @@ KEEP_ALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
 READ_SIZE = 1 << 16
 
 
+def root_cause(error: BaseException) -> str:
+    """The innermost reason of an error, such as "Connection refused"."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 class Gathered(http.client.HTTPResponse):
     """A reply of which `read1` gives all the chunks that have arrived: one by one, as they are, costs twice as much."""
 
@@ -1917,21 +1924,6 @@ GATHER_SECONDS = 0.05
 PART_REFUSED = frozenset({400, 415, 422, 501})  # how servers refuse a part of a request that they do not know
 COMPLETIONS = "/v1/chat/completions"
 TOKEN = re.compile(rb'"(?:content|reasoning(?:_content)?|text)" *: *"[^"]')
-
-
-def parse_endpoint(text: str, option: str = "--endpoint", key: str = "LLAMA_API_KEY") -> str:
-    """The base URL of a server, without a trailing slash or the path of its API; raises UsageError for no URL."""
-    if set(text) & set("@?#"):  # where secrets hide, so it is not repeated either
-        raise UsageError(f"{option} takes a bare URL, like http://localhost:8033: give the key by {key}")
-    try:
-        url = urlsplit(text.strip())
-        valid = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-    except ValueError:
-        valid = False
-    if not valid:
-        raise UsageError(f"{option} '{text}' is not a URL: write it like http://localhost:8033")
-    path = url.path.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1").rstrip("/")
-    return f"{url.scheme}://{url.netloc}{path}"
 
 
 class Client:
@@ -2030,23 +2022,13 @@ class Client:
         self, method: str, path: str, body: dict[str, Any] | None, transcript: Transcript | None
     ) -> tuple[requests.Response, bytes]:
         """Send one request and read the reply to its end, what is a stream into the `transcript`; gives the rest."""
-        data, reply = bytearray(), None
+        reply = None
         with WATCHDOG.watching(self.call, self.base_url):
             try:
                 with self._send(method, path, body) as reply:
                     kind = reply.headers.get("Content-Type", "")
                     stream = transcript if reply.status_code == 200 and "event-stream" in kind else None
-                    packed = "Content-Encoding" in reply.headers
-                    while piece := reply.raw.read1(READ_SIZE, decode_content=packed):
-                        if stream is None:
-                            data += piece
-                        elif self._is_enough(stream, piece):
-                            break
-                        if len(data) > REPLY_LIMIT:
-                            raise RequestError(f"the reply is longer than {REPLY_LIMIT} bytes", retryable=True)
-                    self.call.ended = time.monotonic()
-                    if stream is not None and stream.done:
-                        self._drain(reply, packed)
+                    data = self._read(reply, stream)
             except requests.ConnectTimeout:
                 raise RequestError(f"no connection within {CONNECT_SECONDS:g} s", retryable=True) from None
             except (requests.RequestException, HTTPError, OSError, ValueError) as error:  # not all of them are its own
@@ -2054,7 +2036,22 @@ class Client:
                 raise self.call.failure or RequestError(broken, retryable=True) from None
         if self.call.failure and not (transcript and transcript.done):  # it looks like an end where no length was told
             raise self.call.failure
-        return reply, bytes(data)
+        return reply, data
+
+    def _read(self, reply: requests.Response, transcript: Transcript | None) -> bytes:
+        """Read the body of a reply to its end, if it is a stream into the `transcript`; gives what is none."""
+        data, packed = bytearray(), "Content-Encoding" in reply.headers
+        while piece := reply.raw.read1(READ_SIZE, decode_content=packed):
+            if transcript is None:
+                data += piece
+            elif self._add(piece, transcript):
+                break
+            if len(data) > REPLY_LIMIT:
+                raise RequestError(f"the reply is longer than {REPLY_LIMIT} bytes", retryable=True)
+        self.call.ended = time.monotonic()
+        if transcript is not None and transcript.done:
+            self._drain(reply, packed)
+        return bytes(data)
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None) -> requests.Response:
         """Send one request; gives the head of the reply."""
@@ -2084,7 +2081,7 @@ class Client:
             self.prepared[path] = request, settings
         return self.prepared[path]
 
-    def _is_enough(self, transcript: Transcript, piece: bytes) -> bool:
+    def _add(self, piece: bytes, transcript: Transcript) -> bool:
         """Add a piece of a stream to the `transcript`; returns whether no more of it is needed."""
         enough = transcript.add(piece)
         if TOKEN.search(piece):  # neither a ping nor an empty piece, by which a server only says that it waits itself
@@ -2153,13 +2150,6 @@ def asker(url: str, api_key: str | None, limits: Limits) -> Ask:
                 never.wait(min(max(backoff(attempt), error.retry_after), limits.total))
 
     return ask
-
-
-def root_cause(error: BaseException) -> str:
-    """The innermost reason of an error, such as "Connection refused"."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 # ---- preflight ------------------------------------------------------------------------------------------
@@ -2441,6 +2431,28 @@ def check_settings(previous: EvalState, new: EvalState, complaint: str, advice: 
 def brief(value: Any) -> str:
     """A setting as a few words of JSON."""
     return one_line(json.dumps(value), 60)
+
+
+def progress(result: TaskState) -> int:
+    """How far a task has come: not asked, asked in vain, answered, graded."""
+    return ("pending", "error", "ungraded").index(result.status) if result.status not in SCORED else 3
+
+
+def join(whole: EvalState, part: EvalState, path: Path) -> None:
+    """Add the tasks of `part` to `whole`; raises StateError when both have a verdict on the same one."""
+    known = {task.id: task for task in whole.tasks}
+    for task in part.tasks:
+        result = part.task_states[task.id]
+        before = whole.task_states.get(task.id, TaskState())
+        if before.status in SCORED and result.status in SCORED and before != result:
+            raise StateError(f"{path} has another answer to {task.id}: parts of a run must not overlap")
+        if task.id not in known:
+            whole.tasks.append(task)
+        if before.status not in SCORED and progress(result) >= progress(before):
+            whole.task_states[task.id] = result
+    whole.grader = merged(part.grader, whole.grader)
+    urls = {endpoint.url for endpoint in whole.endpoints}
+    whole.endpoints += [endpoint for endpoint in part.endpoints if endpoint.url not in urls]
 
 
 def settings(state: EvalState) -> dict[str, Any]:
@@ -2733,6 +2745,7 @@ class Service:
     endpoint: Endpoint
     status: str = "up"
     served: bool = False  # something, since it was last out
+    answers_by_name: bool = False  # its responses have told a name that /v1/models has, too
     suspects: list[Attempt] = field(default_factory=list)  # what has failed since it last completed something
     outages: int = 0  # since then
     retry_at: float = 0.0
@@ -3016,9 +3029,19 @@ class Worker(threading.Thread):
             if not self._is_final(attempt, error):
                 return None
             return replace(unfinished(attempt), status="error", finished=timestamp())
+        if self._is_another_model(response):
+            now = f"now answers as '{one_line(response.model, 60)}', which is not the model of this run"
+            self.backlog.dismiss(self.service, f"{self.client.base_url} {now}", attempt)
+            return None
         self.backlog.complete(self.service)
         done = replace(unfinished(attempt), attempts=attempt.failures + 1, finished=timestamp(), partial=None)
         return replace(done, status="ungraded", response=response, error=reason)
+
+    def _is_another_model(self, response: Response) -> bool:
+        """Whether an endpoint that has answered by the name that it lists its model under does so no more."""
+        names = [name for entry in self.service.endpoint.models for name in model_names(entry)]
+        self.service.answers_by_name |= response.model in names
+        return self.service.answers_by_name and response.model is not None and response.model not in names
 
     def _is_final(self, attempt: Attempt, error: RequestError) -> bool:
         """Whether a failed request was the last attempt at its task; otherwise it has been put back."""
@@ -3183,22 +3206,31 @@ class Processor:
         while True:
             outage = self.backlog.outage()
             if outage is None:
-                self.next_word = 0.0
                 wait = None
-            elif outage >= self.limits.give_up_after:
-                reason = f"no endpoint has been in service for {outage:.0f} s (the last: {self.backlog.reason})"
-                raise NoEndpointError(f"{reason}: resume when one is")
+                if self.backlog.out_since is None and not self.backlog.out_for:
+                    self.next_word = 0.0
             else:
-                if outage >= self.next_word:
-                    left = f"giving up in {self.limits.give_up_after - outage:.0f} s unless one comes back"
-                    warn(f"WARNING: no endpoint is in service, {left}: {self.backlog.reason}")
-                    self.next_word = outage + WORD_SECONDS
-                wait = min(self.next_word, self.limits.give_up_after) - outage
-            with contextlib.suppress(queue.Empty):
+                wait = max(0.0, min(self.next_word, self.limits.give_up_after) - outage)
+            try:
                 item = self.done.get(timeout=wait)
-                if isinstance(item, BaseException):
-                    raise item
-                return item
+            except queue.Empty:
+                self._tell_of_outage(warn)
+                continue
+            if isinstance(item, BaseException):
+                raise item
+            return item
+
+    def _tell_of_outage(self, warn: Callable[[str], None]) -> None:
+        """Say for how long there has been no endpoint; raises NoEndpointError if that is too long."""
+        outage = self.backlog.outage()
+        if outage is None:
+            return
+        if outage >= self.limits.give_up_after:
+            reason = f"no endpoint has been in service for {outage:.0f} s (the last: {self.backlog.reason})"
+            raise NoEndpointError(f"{reason}: resume when one is")
+        left = f"giving up in {self.limits.give_up_after - outage:.0f} s unless one comes back"
+        warn(f"WARNING: no endpoint is in service, {left}: {self.backlog.reason}")
+        self.next_word = outage + WORD_SECONDS
 
     def _note(self, notice: Notice, state: EvalState, warn: Callable[[str], None]) -> None:
         """Print a notice, and enter what an endpoint says of itself into the state; what is known is not news."""
@@ -3689,28 +3721,6 @@ def merge(args: argparse.Namespace) -> int:
     return conclude(Console(whole, args.verbose, args.quiet), args.output, started, {}, None)
 
 
-def progress(result: TaskState) -> int:
-    """How far a task has come: not asked, asked in vain, answered, graded."""
-    return ("pending", "error", "ungraded").index(result.status) if result.status not in SCORED else 3
-
-
-def join(whole: EvalState, part: EvalState, path: Path) -> None:
-    """Add the tasks of `part` to `whole`; raises StateError when both have a verdict on the same one."""
-    known = {task.id: task for task in whole.tasks}
-    for task in part.tasks:
-        result = part.task_states[task.id]
-        before = whole.task_states.get(task.id, TaskState())
-        if before.status in SCORED and result.status in SCORED and before != result:
-            raise StateError(f"{path} has another answer to {task.id}: parts of a run must not overlap")
-        if task.id not in known:
-            whole.tasks.append(task)
-        if before.status not in SCORED and progress(result) >= progress(before):
-            whole.task_states[task.id] = result
-    whole.grader = merged(part.grader, whole.grader)
-    urls = {endpoint.url for endpoint in whole.endpoints}
-    whole.endpoints += [endpoint for endpoint in part.endpoints if endpoint.url not in urls]
-
-
 def conclude(console: Console, output: Path, started: float, more: dict[str, str], end: BaseException | None) -> int:
     """Print how a run ended; returns the exit status, or raises what cut it short."""
     state = console.state
@@ -3760,6 +3770,21 @@ def whole_number(minimum: int, maximum: int = 10**9) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def parse_endpoint(text: str, option: str = "--endpoint", key: str = "LLAMA_API_KEY") -> str:
+    """The base URL of a server, without a trailing slash or the path of its API; raises UsageError for no URL."""
+    if set(text) & set("@?#"):  # where secrets hide, so it is not repeated either
+        raise UsageError(f"{option} takes a bare URL, like http://localhost:8033: give the key by {key}")
+    try:
+        url = urlsplit(text.strip())
+        valid = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise UsageError(f"{option} '{text}' is not a URL: write it like http://localhost:8033")
+    path = url.path.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1").rstrip("/")
+    return f"{url.scheme}://{url.netloc}{path}"
 
 
 def thread_count(text: str) -> int | None:

@@ -410,7 +410,10 @@ def test_a_refused_key_stops_the_run_before_it_begins(fake_server, tmp_path):
     refusing = fake_server(lambda method, path, body: (401, {"error": {"message": "Invalid API Key"}}))
     done = run(tmp_path, solving, refusing)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert f"{refusing.url} refuses the API key (HTTP 401: Invalid API Key): set JUDGE_API_KEY" in done.stderr
+    assert (
+        f"{refusing.url} refuses the API key (HTTP 401: Invalid API Key): give the right one in JUDGE_API_KEY"
+        in done.stderr
+    )
     assert solving.prompts() == []
 
 
