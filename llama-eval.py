@@ -3262,7 +3262,7 @@ class Processor:
         for _ in range(self.grader.threads):
             self.answered.put(None)
         until = time.monotonic() + LEAVE_SECONDS
-        for worker in self.workers:
+        for worker in filter(threading.Thread.is_alive, self.workers):  # a signal may come before all have started
             worker.join(max(0.0, until - time.monotonic()))
         state.task_states.update({attempt.task.id: unfinished(attempt) for attempt in given_back})
         state.task_states.update(self.finished.copy())

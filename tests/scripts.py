@@ -117,7 +117,11 @@ class FakeServer:
             wbufsize = 1 << 16  # a reply in one piece
 
             def answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                length = int(self.headers.get("Content-Length") or 0)
+                body = self.rfile.read(length)
+                if len(body) < length:  # the client has left in the middle of its request
+                    self.close_connection = True
+                    return
                 parsed = json.loads(body) if body else None
                 outer.requests.append((self.command, self.path, dict(self.headers), parsed))
                 status, payload, *headers = reply(self.command, self.path, parsed)
