@@ -1847,8 +1847,10 @@ class Gathered(http.client.HTTPResponse):
         data = b""
         while not data and self.fp is not None:
             arrived = self.fp.read1(READ_SIZE)
-            self.unread += arrived or (b"\r\n" if self.unread == b"0\r\n" else b"")  # an end that is all but complete
-            if not (arrived or self.unread == b"0\r\n\r\n") or len(self.unread) > REPLY_LIMIT:
+            if not arrived and self.unread == b"0\r\n":  # the last chunk, without the empty line after it
+                arrived = b"\r\n"
+            self.unread += arrived
+            if not arrived or len(self.unread) > REPLY_LIMIT:
                 raise http.client.IncompleteRead(bytes(self.unread))
             data = self._take_chunks()
         return data
@@ -2208,15 +2210,6 @@ def look_at(url: str, threads: int | None, api_key: str | None, key_variable: st
         props = typed(probe(client, "/props"), dict)
     slots = min(as_count(props.get("total_slots")) or DEFAULT_THREADS, MAX_THREADS)
     return Endpoint(url, threads or slots, models, props or None)
-
-
-def is_healthy(client: Client) -> bool:
-    """Whether a server that has failed is there, and ready: one that has no /health may be both."""
-    try:
-        client.get("/health")
-    except RequestError as error:
-        return error.status is not None and error.status not in OUT_OF_ORDER
-    return True
 
 
 def probe(client: Client, path: str, key_variable: str = "LLAMA_API_KEY") -> Any:
@@ -2765,7 +2758,9 @@ class Backlog:
         self.tell = tell
         self.changed = threading.Condition()
         self.ready: deque[Attempt] = deque()
-        self.later: list[tuple[float, int, Attempt]] = []  # a heap, of when, a number to keep the order, and what
+        self.later: list[
+            tuple[float, int, Attempt]
+        ] = []  # a heap, of when, a number to tell equal times apart, and what
         self.left = 0
         self.out_for = 0.0  # seconds for which none was in service, in all, since one completed a task
         self.out_since: float | None = None  # when the last one broke down
@@ -3038,7 +3033,7 @@ class Worker(threading.Thread):
         return replace(done, status="ungraded", response=response, error=reason)
 
     def _is_another_model(self, response: Response) -> bool:
-        """Whether an endpoint that has answered by the name that it lists its model under does so no more."""
+        """Remember whether the endpoint answers by a name that it lists; whether it did, and does so no more."""
         names = [name for entry in self.service.endpoint.models for name in model_names(entry)]
         self.service.answers_by_name |= response.model in names
         return self.service.answers_by_name and response.model is not None and response.model not in names
@@ -3050,9 +3045,7 @@ class Worker(threading.Thread):
             return False
         if not error.retryable:
             return self.backlog.refuse(self.service, attempt, error)
-        if error.status is not None:
-            return self.backlog.fail(self.service, attempt, error, is_healthy(self.client))
-        try:  # what breaks a connection may have restarted, with another model
+        try:  # what has failed may have restarted, with another model
             self._look_at_endpoint()
         except UnreachableError:
             return self.backlog.fail(self.service, attempt, error, healthy=False)
@@ -3081,7 +3074,7 @@ class Worker(threading.Thread):
             found = replace(serving(found, self.state.model), rejects_schema=known.rejects_schema)
             found = replace(found, models=found.models or known.models, props=found.props or known.props)
             self.service.endpoint = found
-            self.hand_over(Notice("" if self.service.served else describe(found), found))
+            self.hand_over(Notice(describe(found), found))
             self.backlog.looked_at(self.service, None)
 
 

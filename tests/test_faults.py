@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import struct
@@ -470,6 +471,38 @@ def test_a_signal_frees_the_slots_of_the_server_at_once(socket_server, tmp_path,
     assert "30 pending" in stdout
     assert "--output run.json --resume" in stdout
     assert len(server.bodies) == 8, "no request was sent after the signal"
+
+
+def test_a_second_signal_ends_it_on_the_spot(socket_server, tmp_path):
+    asked, left = threading.Event(), threading.Event()
+
+    def act(connection, body):
+        connection.sendall(STREAM)
+        asked.set()
+        connection.settimeout(DEADLINE)
+        with contextlib.suppress(ConnectionResetError):
+            connection.recv(1)
+        left.set()
+        raise HangupError
+
+    server = socket_server(act)
+    options = ["--endpoint", server.url, "--dataset", "practice", "--threads", 1, "--output", "run.json"]
+    reading, writing = os.pipe()
+    command = [sys.executable, str(EVAL), *map(str, options)]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=writing, stderr=writing) as process:
+        assert asked.wait(DEADLINE)
+        os.set_blocking(writing, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:  # nobody reads, so that the run cannot end: it has something to say
+                os.write(writing, b"x")
+        os.set_blocking(writing, True)
+        process.terminate()
+        assert left.wait(DEADLINE), "the first signal closes the streams"
+        assert process.poll() is None
+        process.terminate()
+        assert process.wait(DEADLINE) == -signal.SIGTERM
+    for end in (reading, writing):
+        os.close(end)
 
 
 def test_what_had_arrived_when_a_signal_came_is_kept(socket_server, tmp_path):
