@@ -23,6 +23,8 @@ bench: $(VENV)/run-time
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/grading.py
+	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/matching.py
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

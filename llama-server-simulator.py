@@ -14,10 +14,12 @@
 
 The start banner with the URL goes to stdout, one line for every decision to stderr; no file is
 written. A chat request is searched for a known question, which is answered rightly or wrongly (the
-expected answer plus one) at exactly the success rate; anything else gets an error reply.
+expected answer plus one) at exactly the success rate; anything else gets an error reply. What else it can
+do, be slow, think, loop, judge, and fail in many ways, is in docs/simulator.md.
 
-Sections: vocabulary, errors and messages, answers, questions, hub, matching, success, chat requests,
-chat replies, identity, simulator, HTTP, command line.
+Sections: vocabulary, errors and messages, answers, questions, hub, matching, chance, deliveries, faults,
+tokens, JSON schemas, what the model says, judge, identity, requests, slots, replies, streams, metrics,
+simulator, serving, responses, routes, values, options, command line.
 """
 
 from __future__ import annotations
@@ -26,35 +28,45 @@ import argparse
 import contextlib
 import errno
 import hashlib
+import heapq
+import hmac
+import io
+import itertools
 import json
 import math
 import os
 import queue
+import random
 import re
-import secrets
+import select
 import signal
 import socket
+import socketserver
 import string
+import struct
 import sys
 import threading
 import time
+import traceback
 import unicodedata
 import urllib.error
+import urllib.parse
 import urllib.request
 from bisect import bisect_left, bisect_right
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from http.client import HTTPException
+from itertools import repeat
 from pathlib import Path
 from ssl import SSLError
+from statistics import NormalDist
 from typing import Any, NoReturn
 
 import flask
 import Levenshtein
 from werkzeug.exceptions import HTTPException as HTTPError
-from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 PROGRAM = "llama-server-simulator"
 PRACTICE = Path(__file__).resolve().parent / "data" / "practice.jsonl"
@@ -96,35 +108,100 @@ class Miss:
 
 
 @dataclass(frozen=True)
-class Delivery:
-    """One answer given to one question: the number-th one, counted from 0."""
+class Settings:
+    """How the simulator behaves: what its options say, which docs/simulator.md explains one by one."""
 
+    seed: int
+    success_rate: float
+    success_mode: str
+    truncate_rate: float
+    no_answer_rate: float
+    loop_rate: float
+    wrong_answer: str
+    judge_error_rate: float
+    answer_format: str
+    reasoning: str
+    tokens: int
+    match_threshold: float
+    unmatched: str | None  # the text of the reply to a prompt without a known question; None for an error
+    ttft: float  # seconds
+    tokens_per_second: float
+    jitter: float
+    slots: int
+    slot_context: int  # tokens
+    load_time: float  # seconds
+    alias: str
+    keys: tuple[str, ...]
+    metrics: bool
+    slots_endpoint: bool
+    fault: tuple[tuple[str, float], ...]
+    fault_first: int
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One answer given to one question: the number-th one, counted from 0, and what becomes of it."""
+
+    question: Question
     number: int
-    right: bool
-    answer: str
+    outcome: str  # one of VERDICTS
+    answer: str | None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a request asks: the user's texts, last one first, all texts, and both as the model reads them."""
+
+    user_texts: Sequence[str]
+    text: str
+    rendered: str
+    tokens: int
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """What matters of a chat request. `limit` is in tokens, None for no limit."""
+    """What matters of a request for completions. `limit` is in tokens, None for no limit."""
 
-    user_texts: Sequence[str]
-    prompt: str
+    prompts: Sequence[Prompt]
+    choices: int  # for each prompt
     stream: bool
     include_usage: bool
     limit: int | None
-    json_only: bool
+    schema: Any  # the JSON schema that replies have to satisfy; None for free text
+    thinking: bool
+    parses_thoughts: bool  # into reasoning_content; otherwise they stay in the content
+    top_logprobs: int | None  # None where no log-probabilities are asked for
+    progress: bool
+    timings_per_token: bool
+    verbose: bool
+    sampling: Mapping[str, Any]
+    is_chat: bool = True
+
+    @property
+    def text(self) -> str:
+        """What the first prompt says."""
+        return self.prompts[0].text
 
 
 @dataclass(frozen=True)
-class Reply:
-    """A finished reply: the pieces of text it is streamed in, and what it cost in tokens and milliseconds."""
+class Choice:
+    """One choice of a reply: its tokens, each with the field it belongs to, and what is right to say of it."""
 
-    pieces: Sequence[str]
+    fields: Sequence[tuple[str, str]]
     finish_reason: str
-    prompt_tokens: int
     completion_tokens: int
-    prompt_ms: float
+    prompt_tokens: int
+    verdict: str | None
+    delivery: Delivery | None = None
+    entry: dict[str, Any] | None = None  # in the log
+
+    def text(self, field: str) -> str:
+        """What the tokens of one field say."""
+        return "".join(piece for name, piece in self.fields if name == field)
+
+    def length(self, count: int) -> int:
+        """The characters of the first `count` tokens."""
+        return sum(len(piece) for _, piece in self.fields[:count])
 
 
 # ---- errors and messages ---------------------------------------------------------------------------
@@ -153,12 +230,37 @@ class AddressError(SimulatorError):
 class RequestError(Exception):
     """A request that gets an error reply instead of an answer."""
 
-    def __init__(self, status: int, kind: str, message: str, detail: str = "") -> None:
-        """Take the HTTP status, llama-server's error type, its message, and what only the log should add."""
+    def __init__(
+        self, status: int, kind: str, message: str, detail: str = "", more: Mapping[str, Any] | None = None
+    ) -> None:
+        """Take the HTTP status, llama-server's error type, its message, what only the log adds, and more fields."""
         super().__init__(message)
         self.status = status
         self.kind = kind
         self.detail = detail
+        self.more = more or {}
+
+
+class ServerError(RequestError):
+    """A request that gets an error of the server itself, before a handler has seen it."""
+
+
+class HangupError(Exception):
+    """The connection is to end at once, orderly or with a reset."""
+
+    def __init__(self, reset: bool = False) -> None:
+        """Take whether the client is to find the connection reset."""
+        super().__init__("the connection ends")
+        self.reset = reset
+
+
+class BadRequestError(Exception):
+    """What has come is no HTTP request."""
+
+
+def invalid(message: str) -> RequestError:
+    """The error for a request that is JSON but not acceptable."""
+    return RequestError(400, "invalid_request_error", message)
 
 
 def quoted(text: object, limit: int = 60) -> str:
@@ -207,11 +309,6 @@ def canonical_answer(raw: object) -> str | None:
     text = WRAPPED.sub(r"\1", text.strip().strip("$").strip()).replace("{,}", ",").replace("\N{MINUS SIGN}", "-")
     text = ZERO_DECIMALS.sub("", DEGREES.sub("", text).strip())
     return str(int(text.replace(",", ""))) if INTEGER.fullmatch(text) else None
-
-
-def wrong_answer(answer: str) -> str:
-    """The expected answer plus one: never right, and easy to recognise in a report."""
-    return str(int(answer) + 1)
 
 
 # ---- questions -------------------------------------------------------------------------------------
@@ -418,7 +515,6 @@ def probe(url: str) -> bool:
 
 # ---- matching --------------------------------------------------------------------------------------
 
-ACCEPTED_DISTANCE = 0.3
 # AIME questions nearest to each other are 0.32 apart, and 10 % noise moves one by at most 0.2.
 MARGIN = 0.05
 # A shorter text says too little for an inexact match: 6*7 and 6-7 differ in one character.
@@ -426,7 +522,10 @@ INEXACT_LENGTH = 24
 # The letters of a question that is mostly LaTeX are few, and resemble those of many others.
 LETTERS_SHARE = 0.5
 WINDOW = 32
+STRIDE = 8
 GRAM = 4
+# So many entries of an index are looked at, those of the rarest grams first: they tell most.
+ENTRIES = 10_000
 CANDIDATES = 8
 # An inexact search reads no more than this of a message: it is the slow one.
 INEXACT_READS = 20_000
@@ -464,23 +563,30 @@ def within_number(text: str, place: int) -> bool:
 class Substrings:
     """Finds which of many texts occur in another, in time that hardly depends on how many they are.
 
-    Every text is filed under its first characters; looking up every place of the other text under
-    that many characters leaves a handful of comparisons.
+    Every text is filed under the windows at its first STRIDE places, so that wherever it stands in the other text,
+    one of them begins at a multiple of STRIDE there. Texts that are too short for that are filed under their whole.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
         """File the texts; empty ones occur nowhere."""
         self.texts = texts
-        self.heads: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+        self.windows: dict[str, list[tuple[int, int]]] = defaultdict(list)  # of number and place
+        self.short: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         for number, text in enumerate(texts):
-            if text:
-                head = text[:WINDOW]
-                self.heads[len(head)][head].append(number)
+            if len(text) >= WINDOW + STRIDE - 1:
+                for place in range(STRIDE):
+                    self.windows[text[place : place + WINDOW]].append((number, place))
+            elif text:
+                self.short[len(text)][text].append(number)
 
     def inside(self, other: str) -> set[int]:
         """The numbers of the texts that occur in `other`."""
         found = set()
-        for length, filed in self.heads.items():
+        for start in range(0, len(other) - WINDOW + 1, STRIDE):
+            for number, place in self.windows.get(other[start : start + WINDOW], ()):
+                if start >= place and self.stands_at(number, other, start - place):
+                    found.add(number)
+        for length, filed in self.short.items():
             for start in range(len(other) - length + 1):
                 for number in filed.get(other[start : start + length], ()):
                     if self.stands_at(number, other, start):
@@ -498,12 +604,15 @@ class Substrings:
 class Neighbours:
     """Finds which of many texts are nearest to some span of another text, by Levenshtein distance."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, texts: Sequence[str], threshold: float) -> None:
         """File the texts by their grams; empty ones are near to nothing."""
         self.texts = texts
-        self.grams = [grams(text) for text in texts]
+        self.threshold = threshold
+        self.sizes: list[int] = []  # how many grams each text has
         self.filed: dict[str, list[int]] = defaultdict(list)
-        for number, members in enumerate(self.grams):
+        for number, text in enumerate(texts):
+            members = grams(text)
+            self.sizes.append(len(members))
             for gram in members:
                 self.filed[gram].append(number)
 
@@ -511,10 +620,15 @@ class Neighbours:
         """The distance, 0 to 1, of the CANDIDATES that share most grams with the pieces of a text."""
         whole, ends = "".join(pieces), piece_ends(pieces)
         shared: Counter[int] = Counter()
-        for gram in grams(whole):
-            shared.update(self.filed.get(gram, ()))
-        nearest = sorted(shared, key=lambda number: (-shared[number] / len(self.grams[number]), number))
-        return {number: span_distance(self.texts[number], whole, ends) for number in nearest[:CANDIDATES]}
+        room = ENTRIES
+        for entries in sorted((self.filed[gram] for gram in grams(whole) if gram in self.filed), key=len):
+            shared.update(entries)
+            room -= len(entries)
+            if room < 0:
+                break
+        shares = [(count / self.sizes[number], -number) for number, count in shared.items()]
+        nearest = [-number for _, number in heapq.nlargest(CANDIDATES, shares)]
+        return {number: span_distance(self.texts[number], whole, ends, self.threshold) for number in nearest}
 
 
 def piece_ends(pieces: Iterable[str]) -> list[int]:
@@ -526,15 +640,15 @@ def piece_ends(pieces: Iterable[str]) -> list[int]:
     return ends
 
 
-def span_distance(wanted: str, whole: str, ends: Sequence[int]) -> float:
+def span_distance(wanted: str, whole: str, ends: Sequence[int], threshold: float) -> float:
     """The least distance of `wanted` to a run of pieces of about its length, over the longer's length.
 
-    A run of another length is further than ACCEPTED_DISTANCE whatever it says; 1 if there is no other.
+    A run of another length is further than the threshold whatever it says; 1 if there is no other.
     """
     least = 1.0
     for start in ends:
-        low = bisect_left(ends, start + len(wanted) * (1 - ACCEPTED_DISTANCE))
-        high = bisect_right(ends, start + len(wanted) / (1 - ACCEPTED_DISTANCE))
+        low = bisect_left(ends, start + len(wanted) * (1 - threshold))
+        high = bisect_right(ends, start + len(wanted) / (1 - threshold))
         for end in ends[low:high]:
             longer = max(len(wanted), end - start)
             cutoff = math.floor(least * longer)
@@ -551,9 +665,10 @@ def unless_short(text: str, length: float) -> str:
 class Matcher:
     """Finds the known question that a prompt asks, or says how near the closest one is."""
 
-    def __init__(self, questions: Sequence[Question]) -> None:
+    def __init__(self, questions: Sequence[Question], threshold: float) -> None:
         """Prepare the search; takes about a second for 5000 questions."""
         self.questions = questions
+        self.threshold = threshold
         squashed = [squash(question.text) for question in questions]
         lettered = [unless_short(letters(question.text), INEXACT_LENGTH) for question in questions]
         shares = [
@@ -561,8 +676,8 @@ class Matcher:
         ]
         self.squashed = Substrings(squashed)
         self.lettered = Substrings(lettered)
-        self.near_squashed = Neighbours([unless_short(text, INEXACT_LENGTH) for text in squashed])
-        self.near_lettered = Neighbours(shares)
+        self.near_squashed = Neighbours([unless_short(text, INEXACT_LENGTH) for text in squashed], threshold)
+        self.near_lettered = Neighbours(shares, threshold)
 
     def find(self, texts: Iterable[str]) -> Match | Miss:
         """The question in the first of the texts that holds one."""
@@ -601,7 +716,7 @@ class Matcher:
         if not ranked:
             return Miss(1.0)
         distance, best = ranked[0][0], self.questions[ranked[0][1]]
-        if distance > ACCEPTED_DISTANCE:
+        if distance > self.threshold:
             return Miss(distance, best)
         for other_distance, number in ranked:
             if self.questions[number].answer != best.answer and other_distance < distance + MARGIN:
@@ -609,299 +724,735 @@ class Matcher:
         return Match(best, "levenshtein", distance)
 
 
-# ---- success ---------------------------------------------------------------------------------------
+# ---- chance ----------------------------------------------------------------------------------------
 
 
-def right_count(rate: float, total: int) -> int:
-    """How many of `total` questions are answered rightly in a pass: rate times total, halves rounded up.
+def digest(seed: int, *key: object) -> bytes:
+    """32 bytes that depend on nothing but the seed and the key."""
+    text = "\0".join(map(str, (seed, *key)))
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()
 
-    Counted in decimal, as the rate was written: in binary 0.145 of 100 would be a little under 14.5.
-    """
-    return math.floor(Fraction(repr(rate)) * total + Fraction(1, 2))
+
+def draw(seed: int, *key: object) -> float:
+    """A number from 0 to 1, below 1, that depends on nothing but the seed and the key."""
+    return int.from_bytes(digest(seed, *key)[:8], "big") / 2**64
+
+
+def log_normal(sigma: float, seed: int, *key: object) -> float:
+    """A factor of median 1 whose logarithm has the standard deviation `sigma`."""
+    return math.exp(sigma * NormalDist().inv_cdf(max(draw(seed, *key), 2**-53))) if sigma else 1.0
+
+
+# ---- deliveries ------------------------------------------------------------------------------------
+
+# What becomes of an answer, and what a perfect evaluator says of it.
+VERDICTS = {
+    "right": "correct",
+    "wrong": "incorrect",
+    "no_answer": "no_answer",
+    "truncated": "truncated",
+    "loop": "truncated",
+}
+COUNTED = ("correct", "incorrect", "no_answer", "truncated")
+WRONG_ANSWERS = ("plus-one", "minus-one", "reversed", "random")
+
+
+def wrong_answer(answer: str, kind: str, chance: float) -> str:
+    """An answer that is not the expected one: off by one, its digits reversed, or any from 0 to 999."""
+    number = int(answer)
+    sign = -1 if number < 0 else 1
+    guess = {
+        "plus-one": number + 1,
+        "minus-one": number - 1,
+        "reversed": sign * int(str(abs(number))[::-1]),
+        "random": int(chance * 1000),
+    }[kind]
+    return str(guess if guess != number else number + 1)
+
+
+def decimal(rate: float) -> Fraction:
+    """The rate as it was written: in binary 0.145 of 100 would be a little under 14.5."""
+    return Fraction(repr(rate))
+
+
+def count_of(rate: Fraction, total: int) -> int:
+    """How many of `total` questions a rate is: halves are rounded up."""
+    return math.floor(rate * total + Fraction(1, 2))
+
+
+def cumulative_shares(settings: Settings) -> dict[str, Fraction]:
+    """Each outcome with its share and those before it; what is left is wrong answers."""
+    rates = {
+        "right": settings.success_rate,
+        "truncated": settings.truncate_rate,
+        "no_answer": settings.no_answer_rate,
+        "loop": settings.loop_rate,
+    }
+    return dict(zip(rates, itertools.accumulate(map(decimal, rates.values())), strict=True))
 
 
 def ranking(questions: Iterable[Question], seed: int) -> dict[Question, int]:
     """The questions of one dataset numbered from 0 in an order that depends on the seed and their ids only."""
-
-    def draw(question: Question) -> bytes:
-        return hashlib.sha256(f"{seed}\0{question.dataset}\0{question.id}".encode("utf-8", "backslashreplace")).digest()
-
-    return {question: rank for rank, question in enumerate(sorted(questions, key=draw))}
+    drawn = sorted(questions, key=lambda question: digest(seed, question.dataset, question.id))
+    return {question: rank for rank, question in enumerate(drawn)}
 
 
-def is_right(rank: int, number: int, right: int, total: int) -> bool:
-    """Whether a question's number-th delivery is right.
+def place_in_pass(rank: int, number: int, right: int, total: int) -> int:
+    """Where a question's number-th delivery stands among the `total` of a pass, of which the first are right.
 
-    Each delivery shifts the ranks by the count of wrong ones, so every full pass over the dataset has
-    exactly `right` right answers, and the wrong ones move on to other questions in the next pass.
+    Each delivery shifts the ranks by the count of those that are not right, so every full pass over the dataset
+    has exactly `right` right answers, and the others move on to other questions in the next pass.
     """
-    return (rank + number * (total - right)) % total < right
+    return (rank + number * (total - right)) % total
 
 
 class Deliveries:
-    """Decides which answers are right: exactly at the rate per dataset and pass, in any order of requests."""
+    """Decides what becomes of each answer, and counts those that have reached their client.
 
-    def __init__(self, questions: Sequence[Question], rate: float, seed: int) -> None:
+    In `exact` mode every pass over a dataset has exactly the asked shares, in any order of requests.
+    """
+
+    def __init__(self, questions: Sequence[Question], settings: Settings) -> None:
         """Rank each dataset's questions; nothing is drawn later."""
-        by_dataset: dict[str, list[Question]] = defaultdict(list)
+        self.settings = settings
+        self.by_dataset: dict[str, list[Question]] = defaultdict(list)
         for question in questions:
-            by_dataset[question.dataset].append(question)
-        self.totals = {name: len(members) for name, members in by_dataset.items()}
-        self.rights = {name: right_count(rate, total) for name, total in self.totals.items()}
+            self.by_dataset[question.dataset].append(question)
+        self.shares = cumulative_shares(settings)
         self.ranks: dict[Question, int] = {}
-        for members in by_dataset.values():
-            self.ranks.update(ranking(members, seed))
-        self.counts: Counter[Question] = Counter()
+        self.counts: dict[str, dict[str, int]] = {}  # for each dataset the shares as numbers of its questions
+        for name, members in self.by_dataset.items():
+            self.ranks.update(ranking(members, settings.seed))
+            self.counts[name] = {outcome: count_of(upto, len(members)) for outcome, upto in self.shares.items()}
         self.lock = threading.Lock()
+        self.reset()
 
-    def next(self, question: Question) -> Delivery:
-        """The next answer to a question."""
+    def reset(self) -> None:
+        """Forget all that has been delivered."""
         with self.lock:
-            number = self.counts[question]
-            self.counts[question] += 1
-        total, right_ones = self.totals[question.dataset], self.rights[question.dataset]
-        right = is_right(self.ranks[question], number, right_ones, total)
-        return Delivery(number, right, question.answer if right else wrong_answer(question.answer))
+            self.taken: Counter[Question] = Counter()
+            self.returned: dict[Question, list[int]] = defaultdict(list)  # numbers of lost deliveries, a heap
+            self.settled: dict[Question, dict[int, str]] = defaultdict(dict)  # the verdict on each delivery
+
+    def take(self, question: Question) -> Delivery:
+        """The next answer to a question: the first one that nobody has got."""
+        with self.lock:
+            if self.returned[question]:
+                number = heapq.heappop(self.returned[question])
+            else:
+                number = self.taken[question]
+                self.taken[question] += 1
+        outcome = self.outcome(question, number)
+        answer: str | None = question.answer if outcome == "right" else None
+        if outcome == "wrong":
+            chance = draw(self.settings.seed, "wrong", question.name, number)
+            answer = wrong_answer(question.answer, self.settings.wrong_answer, chance)
+        return Delivery(question, number, outcome, answer)
+
+    def outcome(self, question: Question, number: int) -> str:
+        """What becomes of a question's number-th delivery."""
+        if self.settings.success_mode == "random":
+            chance = draw(self.settings.seed, "success", question.name, number)
+            return next((outcome for outcome, upto in self.shares.items() if chance < upto), "wrong")
+        counts, total = self.counts[question.dataset], len(self.by_dataset[question.dataset])
+        place = place_in_pass(self.ranks[question], number, counts["right"], total)
+        return next((outcome for outcome, upto in counts.items() if place < upto), "wrong")
+
+    def settle(self, delivery: Delivery, verdict: str | None) -> None:
+        """Count a delivery that has reached its client, with the right verdict on it; None gives it back."""
+        with self.lock:
+            if verdict is None:
+                self.settled[delivery.question].pop(delivery.number, None)
+                heapq.heappush(self.returned[delivery.question], delivery.number)
+            else:
+                self.settled[delivery.question][delivery.number] = verdict
+
+    def expected(self) -> dict[str, Any]:
+        """What a perfect evaluator must report of all that has been delivered."""
+        with self.lock:
+            settled = {question: dict(numbered) for question, numbered in self.settled.items() if numbered}
+        datasets = {
+            name: tally(verdict for question in members for verdict in settled.get(question, {}).values())
+            for name, members in self.by_dataset.items()
+        }
+        whole = tally(verdict for numbered in settled.values() for verdict in numbered.values())
+        by_question = {question.name: [numbered[n] for n in sorted(numbered)] for question, numbered in settled.items()}
+        return {**whole, "datasets": datasets, "pass": self.one_pass(), "questions": by_question}
+
+    def one_pass(self) -> dict[str, Any] | None:
+        """What a first pass over each dataset gives, unless the draws are random or a limit cuts it short."""
+        if self.settings.success_mode == "random":
+            return None
+        return {
+            name: tally(VERDICTS[self.outcome(question, 0)] for question in members)
+            for name, members in self.by_dataset.items()
+        }
 
 
-# ---- chat requests ---------------------------------------------------------------------------------
-
-LIMIT_FIELDS = ("max_tokens", "max_completion_tokens", "n_predict")
-JSON_TYPES = {str: "string", bool: "boolean", list: "array", dict: "object", int: "number", float: "number"}
-
-
-def invalid(message: str) -> RequestError:
-    """The error for a request that is JSON but not acceptable."""
-    return RequestError(400, "invalid_request_error", message)
+def tally(verdicts: Iterable[str]) -> dict[str, Any]:
+    """The verdicts counted, with the accuracy, which is None where there are none."""
+    counts = Counter(verdicts)
+    total = sum(counts.values())
+    named = {name: counts[name] for name in COUNTED}
+    return {"accuracy": counts["correct"] / total if total else None, **named, "deliveries": total}
 
 
-def read_request(raw: bytes) -> ChatRequest:
-    """A chat request from the body of a POST; raises RequestError as llama-server words it."""
-    body = read_json(raw)
-    if not isinstance(body, dict) or "messages" not in body:
-        raise invalid("'messages' is required")
-    if not isinstance(body["messages"], list):
-        raise invalid("Expected 'messages' to be an array")
-    texts = [message_text(message) for message in body["messages"]]
-    options, response_format = body.get("stream_options"), body.get("response_format")
-    return ChatRequest(
-        user_texts=[text for role, text in reversed(texts) if role == "user"],
-        prompt="\n".join(text for role, text in texts if role != "assistant"),
-        stream=read_flag(body, "stream"),
-        include_usage=read_flag(options, "include_usage") if isinstance(options, dict) else False,
-        limit=read_limit(body),
-        json_only=isinstance(response_format, dict) and response_format.get("type") in ("json_object", "json_schema"),
-    )
+# ---- faults ----------------------------------------------------------------------------------------
+
+# What a fault does to the reply to a chat request. Those of STATUS_FAULTS are a whole reply of their own: status,
+# headers, type and message of the error.
+FAULTS = {
+    "400": "HTTP 400, invalid request",
+    "401": "HTTP 401, invalid API key",
+    "404": "HTTP 404, as from another server",
+    "408": "HTTP 408, request timeout",
+    "429": "HTTP 429 with Retry-After: 1, as proxies have it",
+    "500": "HTTP 500, server error",
+    "502": "HTTP 502 with a page of HTML, as from a proxy",
+    "503": "HTTP 503, loading model",
+    "504": "HTTP 504, gateway timeout",
+    "close": "the connection is closed before the reply",
+    "reset": "the connection is reset before the reply",
+    "reset-body": "the connection is reset in the middle of the reply",
+    "short-body": "the connection is closed in the middle of the reply",
+    "cut-json": "the reply ends in the middle of its JSON",
+    "hang": "nothing ever comes",
+    "drip": "the reply comes at five bytes a second",
+    "error-200": "an error object with status 200",
+    "no-choices": "`choices` is empty",
+    "null-content": "`content` is null: the reply arrives, and holds no answer",
+    "bad-utf8": "bytes that are not UTF-8 before the text: the reply arrives, and its answer can be read",
+    "no-done": "a stream without its `[DONE]`; a whole reply is left alone",
+    "stream-error": "an error event in the middle of a stream; a whole reply is left alone",
+}
+STREAM_FAULTS = frozenset({"no-done", "stream-error"})
+# After these a client has, or may have, its answer; every other fault loses the reply.
+DELIVERING_FAULTS = frozenset({"drip", "null-content", "bad-utf8"})
+# Faults that need no reply to be written.
+UNGENERATED_FAULTS = frozenset({"close", "reset", "hang", "error-200"})
+STATUS_FAULTS: dict[str, tuple[dict[str, str], str, str]] = {
+    "400": ({}, "invalid_request_error", "simulated: this request is not acceptable"),
+    "401": ({}, "authentication_error", "Invalid API Key"),
+    "404": ({}, "not_found_error", "File Not Found"),
+    "408": ({}, "server_error", "simulated: the request took too long"),
+    "429": ({"Retry-After": "1"}, "rate_limit_error", "simulated: too many requests"),
+    "500": ({}, "server_error", "simulated: the server has failed"),
+    "502": ({}, "html", "Bad Gateway"),
+    "503": ({}, "unavailable_error", "Loading model"),
+    "504": ({}, "html", "Gateway Time-out"),
+}
+ERROR_PAGE = "<html>\n<head><title>{0}</title></head>\n<body><center><h1>{0}</h1></center></body>\n</html>\n"
 
 
-def read_json(raw: bytes) -> Any:
-    """The JSON value of a request body; one that is none is the server's fault to llama-server."""
-    try:
-        return json.loads(raw.decode("utf-8"), parse_constant=refuse_constant)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        problem = (
-            f"syntax error while parsing value - {error.msg}"
-            if raw
-            else (
-                "attempting to parse an empty input; check that your input string or stream contains the expected JSON"
-            )
-        )
-    except UnicodeDecodeError as error:
-        place = f"line 1, column {error.start + 1}"
-        problem = "syntax error while parsing value - invalid string: ill-formed UTF-8 byte"
-    except (ValueError, RecursionError) as error:
-        place, problem = "line 1, column 1", f"syntax error while parsing value - {one_line(error)}"
-    message = f"[json.exception.parse_error.101] parse error at {place}: {problem}"
-    raise RequestError(500, "server_error", message)
+class Faults:
+    """Decides which request fails, and how: by the seed, the question and the number of the attempt at it."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Start counting the attempts."""
+        self.settings = settings
+        self.lock = threading.Lock()
+        self.attempts: Counter[str] = Counter()
+
+    def reset(self) -> None:
+        """Forget all attempts."""
+        with self.lock:
+            self.attempts.clear()
+
+    def next(self, name: str, stream: bool) -> tuple[int, str | None]:
+        """The number of this attempt at a question, counted from 0, and the fault that strikes it, if any."""
+        with self.lock:
+            attempt = self.attempts[name]
+            self.attempts[name] += 1
+        kind = self.kind(name, attempt)
+        return attempt, None if kind in STREAM_FAULTS and not stream else kind
+
+    def kind(self, name: str, attempt: int) -> str | None:
+        """The fault that strikes an attempt, if any."""
+        faults = self.settings.fault
+        if attempt < self.settings.fault_first:
+            return faults[attempt % len(faults)][0] if faults else "503"
+        chance = draw(self.settings.seed, "fault", name, attempt)
+        for kind, rate in faults:
+            if chance < rate:
+                return kind
+            chance -= rate
+        return None
 
 
-def refuse_constant(name: str) -> NoReturn:
-    """Python reads NaN and Infinity, which are not JSON."""
-    raise ValueError(f"invalid literal; last read: '{name}'")
+# ---- tokens ----------------------------------------------------------------------------------------
+
+# What the simulated model writes is cut into tokens of up to four characters, or a whole number, with the white
+# space before it: about as many as a real model would need.
+PIECE = re.compile(r"</?think>|\s?(?:[0-9]+|(?:(?!</?think>)[^\s0-9]){1,4})|\s{1,4}")
+
+# What it reads is counted by the vocabulary of the small model that llama-server was observed with: the bytes,
+# eight merges in the order of their ranks, and special tokens. That is nearly a token for each character.
+MERGES = ("th", "in", "er", "an", "on", "the", "ing", "and")
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
+SPECIAL = re.compile("(" + "|".join(map(re.escape, SPECIALS)) + ")")
+FIRST_MERGE = 256
+FIRST_SPECIAL = FIRST_MERGE + len(MERGES)
+VOCABULARY = 288
 
 
-def message_text(message: Any) -> tuple[str, str]:
-    """Role and text of a message, whose content is text, null, or a list of text parts."""
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        shown = json.dumps(message, separators=(",", ":"))[:200]
-        raise RequestError(500, "server_error", f"Failed to parse messages: Missing 'role' in message: {shown}")
-    content = message.get("content")
-    if content is None or isinstance(content, str):
-        return message["role"], content or ""
-    if not isinstance(content, list):
-        raise invalid("Expected 'content' to be a string or an array")
-    return message["role"], "\n".join(part_text(part) for part in content)
+def pieces_of(text: str) -> list[str]:
+    """The text cut into the tokens in which the model writes it."""
+    return PIECE.findall(text)
 
 
-def part_text(part: Any) -> str:
-    """The text of one part of a message's content."""
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "image_url":
-        hint = "hint: if this is unexpected, you may need to provide the mmproj"
-        raise RequestError(500, "server_error", f"image input is not supported - {hint}")
-    if kind != "text" or not isinstance(part.get("text"), str):
-        raise invalid("unsupported content[].type")
-    return str(part["text"])
-
-
-def wrong_type(field: str, wanted: str, value: object) -> RequestError:
-    """The error for a field of another JSON type than `wanted`."""
-    found = JSON_TYPES[type(value)]
-    return invalid(f"Field '{field}': [json.exception.type_error.302] type must be {wanted}, but is {found}")
-
-
-def read_flag(fields: Mapping[str, Any], name: str) -> bool:
-    """A boolean field; missing and null mean false."""
-    value = fields.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise wrong_type(name, "boolean", value)
-    return bool(value)
-
-
-def read_limit(body: Mapping[str, Any]) -> int | None:
-    """The token limit: of its three names the last in the body wins, and -1 means none."""
-    limit = None
-    for name, value in body.items():
-        if name not in LIMIT_FIELDS or value is None:
+def tokenize(text: str) -> list[int]:
+    """The ids of the tokens in which the model reads a text."""
+    ids: list[int] = []
+    for part in SPECIAL.split(text):
+        if part in SPECIALS:
+            ids.append(FIRST_SPECIAL + SPECIALS.index(part))
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise wrong_type(name, "number", value)
-        if not -1 <= value <= 2147483647:
-            bounds = "-1 <= value <= 2147483647"
-            raise invalid(f"Field '{name}': Value must be between {bounds}, but got {value}")
-        limit = None if int(value) == -1 else int(value)
-    return limit
+        # Each byte is a character, and each merge one whose code is its id.
+        merged = part.encode("utf-8", "replace").decode("latin-1")
+        for number, merge in enumerate(MERGES):
+            whole = chr(FIRST_MERGE + MERGES.index(merge[:-1])) if merge[:-1] in MERGES else merge[:-1]
+            merged = merged.replace(whole + merge[-1], chr(FIRST_MERGE + number))
+        ids.extend(map(ord, merged))
+    return ids
 
 
-# ---- chat replies ----------------------------------------------------------------------------------
-
-MODEL = "simulator"
-BUILD = "b9999-simulator"
-TOKEN = re.compile(r"\s*(?:[0-9]+|[^\s0-9]{1,4})|\s+")
-
-
-def tokens(text: str) -> list[str]:
-    """The text cut into tokens: up to four characters, or a whole number, with the space before it."""
-    return TOKEN.findall(text)
+def token_bytes(token: int) -> bytes:
+    """What a token stands for; nothing for an id that is none."""
+    if 0 <= token < FIRST_MERGE:
+        return bytes([token])
+    words = (*MERGES, *SPECIALS)
+    place = token - FIRST_MERGE
+    return words[place].encode() if 0 <= place < len(words) else b""
 
 
-def reply_text(request: ChatRequest, answer: str) -> str:
-    """What the model says. The only integer in it is the answer."""
-    if request.json_only:
-        return f'{{"answer": {answer}}}'
-    if '"answer"' in request.prompt:
-        return f'Here is the answer as JSON.\n{{"answer": {answer}}}'
-    return f"The answer is \\boxed{{{answer}}}."
+# ---- JSON schemas ----------------------------------------------------------------------------------
+
+SCHEMA_TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
+SCHEMA_DEPTH = 64
+ANSWER_NAME = re.compile(r"answer|result|solution|verdict|correct|grade", re.IGNORECASE)
+POSITIVE = re.compile(r"correct|right|yes|true|c|a|pass|match(?:es)?|equivalent|same|1", re.IGNORECASE)
 
 
-def make_reply(request: ChatRequest, answer: str, prompt_ms: float) -> Reply:
-    """The reply within the request's limit, which even at 0 leaves one token. The end counts as a token."""
-    pieces = tokens(reply_text(request, answer))
-    prompt_tokens = max(1, len(tokens(request.prompt)))
-    if request.limit is None or request.limit > len(pieces):
-        return Reply(pieces, "stop", prompt_tokens, len(pieces) + 1, prompt_ms)
-    pieces = pieces[: max(1, request.limit)]
-    return Reply(pieces, "length", prompt_tokens, len(pieces), prompt_ms)
+class SchemaWriter:
+    """Writes a JSON value that satisfies a schema, with an answer in the place that is meant for one.
+
+    Known are type, enum, const, anyOf, oneOf, allOf, $ref within the schema, properties, prefixItems, items,
+    minItems, minLength, maxLength and the bounds of numbers; what else a schema asks for is not looked at.
+    """
+
+    def __init__(self, schema: Any, answer: str | bool | None, prose: str) -> None:
+        """Take the schema, the answer (None for none, a boolean for a verdict) and what to fill other texts with."""
+        self.root = schema
+        self.answer = answer
+        self.prose = prose
+        self.anywhere = False  # whether a place without a telling name will do
+        self.placed = False
+
+    def write(self) -> str:
+        """The value as JSON. `placed` then says whether the answer is in it."""
+        value = self.value(self.root, "", "#", 0)
+        if not self.placed:
+            self.anywhere = True
+            value = self.value(self.root, "", "#", 0)
+        return json.dumps(value, ensure_ascii=False)
+
+    def value(self, schema: Any, name: str, path: str, depth: int) -> Any:
+        """A value for the schema at `path`, which is that of the property `name`."""
+        if depth > SCHEMA_DEPTH:
+            raise invalid(f"JSON schema error at {path}: nested too deeply")
+        if schema is True or schema == {}:
+            schema = (
+                {"type": ["integer", "string", "null"]} if name else {"type": "object", "properties": {"answer": {}}}
+            )
+        if not isinstance(schema, dict):
+            raise schema_error(path, "not a schema")
+        if "$ref" in schema:
+            return self.value(self.referenced(schema["$ref"], path), name, path, depth + 1)
+        for key in ("anyOf", "oneOf"):
+            if isinstance(schema.get(key), list) and schema[key]:
+                return self.alternative(schema[key], name, f"{path}/{key}", depth)
+        if isinstance(schema.get("allOf"), list):
+            merged = {key: value for part in schema["allOf"] if isinstance(part, dict) for key, value in part.items()}
+            return self.value({**merged, **{k: v for k, v in schema.items() if k != "allOf"}}, name, path, depth + 1)
+        if "const" in schema or isinstance(schema.get("enum"), list):
+            return self.member([schema["const"]] if "const" in schema else schema["enum"], name)
+        return self.typed_value(schema, name, path, depth)
+
+    def referenced(self, reference: Any, path: str) -> Any:
+        """The part of the schema that a `#/...` reference points to."""
+        found: Any = self.root
+        for step in filter(None, str(reference).removeprefix("#").split("/")):
+            found = found.get(step) if isinstance(found, dict) else None
+        if found is None:
+            raise schema_error(path, f"cannot resolve {quoted(reference)}")
+        return found
+
+    def alternative(self, schemas: Sequence[Any], name: str, path: str, depth: int) -> Any:
+        """A value for the first of several schemas that takes the answer, else for the first of them."""
+        for number, schema in enumerate(schemas):
+            placed = self.placed
+            value = self.value(schema, name, f"{path}/{number}", depth + 1)
+            if self.placed and not placed:
+                return value
+        return self.value(schemas[0], name, f"{path}/0", depth + 1)
+
+    def member(self, members: Sequence[Any], name: str) -> Any:
+        """The one of the members that is the answer, else the first of them."""
+        for member in members:
+            if isinstance(self.answer, bool) and isinstance(member, str | bool):
+                same = bool(POSITIVE.fullmatch(str(member))) is self.answer
+            else:
+                same = member is None if self.answer is None else str(member) == self.answer
+            if same and self.take(name):
+                return member
+        return members[0] if members else None
+
+    def typed_value(self, schema: Mapping[str, Any], name: str, path: str, depth: int) -> Any:
+        """A value of the type that the schema names."""
+        types = schema.get("type", "object" if "properties" in schema else "array" if "items" in schema else "string")
+        names = types if isinstance(types, list) and types else [types]
+        for kind in names:
+            if kind not in SCHEMA_TYPES:
+                raise schema_error(path, f"unrecognized type {kind}")
+        for kind in names:
+            if self.can_say(kind, schema) and self.take(name):
+                return int(str(self.answer)) if kind in ("integer", "number") else self.answer_text(kind)
+        if names[0] == "object":
+            fields = schema.get("properties")
+            parts = dict(fields) if isinstance(fields, dict) else {}
+            parts.update({key: {} for key in schema.get("required", ()) if key not in parts})
+            return {key: self.value(part, key, f"{path}/properties/{key}", depth + 1) for key, part in parts.items()}
+        if names[0] == "array":
+            listed = list(schema.get("prefixItems", ()))
+            wanted = max(int(schema.get("minItems", 0)), 1)
+            listed += [schema.get("items", True)] * (wanted - len(listed))
+            return [self.value(part, name or "item", f"{path}/items", depth + 1) for part in listed]
+        return self.filler(names[0], schema)
+
+    def can_say(self, kind: str, schema: Mapping[str, Any]) -> bool:
+        """Whether a value of a simple type can be the answer."""
+        if self.answer is None:
+            return kind == "null"
+        if isinstance(self.answer, bool):
+            return kind in ("boolean", "string")
+        if kind == "string":
+            return int(schema.get("minLength", 0)) <= len(self.answer) <= int(schema.get("maxLength", 1 << 30))
+        low, high = number_bounds(schema)
+        is_number = kind in ("integer", "number") and re.fullmatch(r"-?[0-9]{1,1000}", self.answer)
+        return bool(is_number) and low <= int(self.answer) <= high
+
+    def answer_text(self, kind: str) -> str | bool | None:
+        """The answer as it is, or a verdict in words where it has to be text."""
+        if isinstance(self.answer, bool) and kind == "string":
+            return "correct" if self.answer else "incorrect"
+        return self.answer
+
+    def filler(self, kind: str, schema: Mapping[str, Any]) -> Any:
+        """A value of a simple type that the schema allows."""
+        if kind == "string":
+            low, high = int(schema.get("minLength", 0)), int(schema.get("maxLength", 1 << 30))
+            return self.prose[:high].ljust(low, ".")
+        least, greatest = number_bounds(schema)
+        return {"null": None, "boolean": False}.get(kind, int(min(max(0, least), greatest)))
+
+    def take(self, name: str) -> bool:
+        """Whether the answer belongs in the property `name`; it has one place only."""
+        if self.placed or not (self.anywhere or ANSWER_NAME.search(name)):
+            return False
+        self.placed = True
+        return True
 
 
-def milliseconds_since(start: float) -> float:
-    """Time since a `perf_counter` value, in the server's resolution and never 0."""
-    return max(0.001, round((time.perf_counter() - start) * 1000, 3))
+def number_bounds(schema: Mapping[str, Any]) -> tuple[float, float]:
+    """The least and the greatest integer that a schema of a number allows."""
+    low = max(schema.get("minimum", -math.inf), schema.get("exclusiveMinimum", -math.inf) + 1)
+    high = min(schema.get("maximum", math.inf), schema.get("exclusiveMaximum", math.inf) - 1)
+    return (math.ceil(low) if math.isfinite(low) else low), (math.floor(high) if math.isfinite(high) else high)
 
 
-def usage(reply: Reply) -> dict[str, Any]:
-    """The token counts of a reply."""
-    return {
-        "completion_tokens": reply.completion_tokens,
-        "prompt_tokens": reply.prompt_tokens,
-        "total_tokens": reply.prompt_tokens + reply.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0},
-    }
+def schema_error(path: str, problem: str) -> RequestError:
+    """The error for a schema that llama-server could make no grammar of."""
+    start = "Unable to generate parser for this template. Automatic parser generation failed: JSON schema error at"
+    return invalid(f"{start} {path}: {problem}")
 
 
-def timings(reply: Reply, predicted_ms: float) -> dict[str, Any]:
-    """The speed of a reply. The first token comes with the prompt, so n tokens are n - 1 steps."""
-    steps = reply.completion_tokens - 1
-    return {
-        "cache_n": 0,
-        "prompt_n": reply.prompt_tokens,
-        "prompt_ms": reply.prompt_ms,
-        "prompt_per_token_ms": reply.prompt_ms / reply.prompt_tokens,
-        "prompt_per_second": reply.prompt_tokens / reply.prompt_ms * 1000,
-        "predicted_n": reply.completion_tokens,
-        "predicted_ms": predicted_ms,
-        "predicted_per_token_ms": predicted_ms / steps if steps else 0.0,
-        "predicted_per_second": steps / predicted_ms * 1000,
-    }
+# ---- what the model says ---------------------------------------------------------------------------
+
+ANSWER_FORMATS = ("auto", "plain", "boxed", "bold", "json", "sentence", "mixed")
+SENTENCES = {
+    "plain": "{}",
+    "boxed": "The answer is \\boxed{{{}}}.",
+    "bold": "The answer is **{}**.",
+    "json": '{{"answer": {}}}',
+    "sentence": "So the answer is {}.",
+}
+GIVING_UP = "I was not able to settle this question, and would rather give no number than guess one."
+LOOPING = " Wait, let me go over that once more: the same terms cancel, and the same case is left."
+THOUGHT_TOKENS = 40  # of a thought, where no length is asked for
+# The numbers that a model thinks of on the way: a grader that reads its thoughts is led astray.
+THOUGHTS = (
+    " Suppose that it were {}; then {} would have to divide the total, and it does not.",
+    " Maybe the answer is {}? No, that leaves {} cases over.",
+    " Let me try \\boxed{{{}}} against the case of {}: it fails.",
+    ' With {} on one side and {} on the other nothing fits, so {{"answer": {}}} is out.',
+    " The answer is {}... no, I have counted {} of them twice.",
+)
+STEPS = (
+    " Step {}: the terms pair up, which leaves {} of them.",
+    " There are {} cases of the first kind and {} of the second.",
+    " Modulo {} the left side is {}, and the right side has to be, too.",
+)
 
 
-def completion_id() -> str:
-    """A fresh id like `chatcmpl-xfsr7RKKfu4ZsUZYbJvP3Ul6QwlcgWq1`."""
-    return "chatcmpl-" + "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(32))
+def sentences(templates: Sequence[str], chance: random.Random, avoid: Collection[str]) -> Iterator[str]:
+    """Endless talk, with numbers in it that are not to be `avoid`ed; each sentence begins with a space."""
+    while True:
+        numbers: list[int] = []
+        while len(numbers) < 3:
+            number = chance.randrange(2, 1000)
+            if str(number) not in avoid:
+                numbers.append(number)
+        yield chance.choice(templates).format(*numbers)
 
 
-def completion(reply: Reply) -> dict[str, Any]:
-    """The whole reply as one JSON object."""
-    start = time.perf_counter()
-    message = {"role": "assistant", "content": "".join(reply.pieces)}
-    return {
-        "choices": [{"finish_reason": reply.finish_reason, "index": 0, "message": message}],
-        "created": int(time.time()),
-        "model": MODEL,
-        "system_fingerprint": BUILD,
-        "object": "chat.completion",
-        "usage": usage(reply),
-        "id": completion_id(),
-        "timings": timings(reply, milliseconds_since(start)),
-    }
+def of_length(talk: Iterable[str], count: int) -> str:
+    """So much of the talk that it is `count` tokens."""
+    pieces: list[str] = []
+    for sentence in talk:
+        if len(pieces) >= count:
+            break
+        pieces += pieces_of(sentence)
+    return "".join(pieces[: max(0, count)])
 
 
-def chunks(reply: Reply, include_usage: bool) -> Iterator[dict[str, Any]]:
-    """The reply as the JSON objects of a stream; the last one carries the timings."""
-    start = time.perf_counter()
-    frame = {
-        "created": int(time.time()),
-        "id": completion_id(),
-        "model": MODEL,
-        "system_fingerprint": BUILD,
-        "object": "chat.completion.chunk",
-    }
-
-    def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-        return {"choices": [{"finish_reason": finish_reason, "index": 0, "delta": delta}], **frame}
-
-    yield chunk({"role": "assistant", "content": None})
-    for piece in reply.pieces:
-        yield chunk({"content": piece})
-    last = chunk({}, reply.finish_reason)
-    if include_usage:
-        yield last
-        last = {"choices": [], **frame, "usage": usage(reply)}
-    yield {**last, "timings": timings(reply, milliseconds_since(start))}
+def answer_text(request: ChatRequest, answer: str, answer_format: str, chance: random.Random) -> str:
+    """The sentence that gives the answer; `auto` is the format that the prompt asks for."""
+    if answer_format == "mixed":
+        answer_format = chance.choice(sorted(SENTENCES))
+    if answer_format == "auto":
+        if '"answer"' in request.text:
+            return "Here is the answer as JSON.\n" + SENTENCES["json"].format(answer)
+        answer_format = "boxed"
+    return SENTENCES[answer_format].format(answer)
 
 
-def event_stream(reply: Reply, include_usage: bool) -> Iterator[str]:
-    """The reply as server-sent events."""
-    for chunk in chunks(reply, include_usage):
-        yield f"data: {compact_json(chunk)}\n\n"
-    yield "data: [DONE]\n\n"
+class Author:
+    """Makes up what the model says on one delivery, as text with its thoughts between `<think>` and `</think>`."""
+
+    def __init__(self, request: ChatRequest, delivery: Delivery, settings: Settings, room: int) -> None:
+        """Take what is asked, what becomes of it, and the number of tokens that there is room for."""
+        self.request = request
+        self.settings = settings
+        self.room = room
+        self.delivery = delivery
+        key = (settings.seed, delivery.question.name, delivery.number)
+        self.chance = random.Random("/".join(map(str, key)))
+        self.length = round(settings.tokens * log_normal(settings.jitter, *key, "tokens"))
+        self.thinks = request.thinking and settings.reasoning != "none"
+        if request.schema is not None and not request.parses_thoughts:
+            self.thinks = False  # thoughts would not be JSON
+
+    def text(self) -> tuple[str, str]:
+        """What the model says if nothing cuts it short, and the right verdict on that."""
+        outcome = self.delivery.outcome
+        if outcome in ("truncated", "loop"):
+            return self.endless(repeat(LOOPING) if outcome == "loop" else self.talk()), "truncated"
+        if self.request.schema is not None:
+            return self.structured(self.padding(0) if not self.thinks else "")
+        answer = self.delivery.answer
+        final = GIVING_UP
+        if answer is not None:
+            final = answer_text(self.request, answer, self.settings.answer_format, self.chance)
+        return self.before(len(pieces_of(final))) + final, VERDICTS[outcome]
+
+    def talk(self) -> Iterator[str]:
+        """Thoughts, or steps of a solution, that hold neither the answer given nor the expected one."""
+        avoid = {self.delivery.question.answer, self.delivery.answer or ""}
+        return sentences(THOUGHTS if self.thinks else STEPS, self.chance, avoid)
+
+    def padding(self, final: int) -> str:
+        """As much talk as brings a reply with a `final` part of so many tokens to the length that is asked for."""
+        tags = 2 if self.thinks else 0
+        least = THOUGHT_TOKENS if self.thinks and not self.settings.tokens else 0
+        return of_length(self.talk(), max(least, self.length - final - tags - 1)).lstrip()
+
+    def before(self, final: int) -> str:
+        """What is said before a `final` part of so many tokens."""
+        if self.thinks:
+            return f"<think>{self.padding(final)}</think>"
+        padding = self.padding(final + 1)
+        return f"{padding}\n\n" if padding else ""
+
+    def endless(self, talk: Iterator[str]) -> str:
+        """More talk than there is room for."""
+        if self.thinks:
+            return "<think>" + of_length(talk, self.room + 1).lstrip()
+        if self.request.schema is None:
+            return of_length(talk, self.room + 1).lstrip()
+        prose = of_length(talk, self.room + 1).lstrip()
+        text = SchemaWriter(self.request.schema, None, prose).write()
+        return text if prose[:60] in text else "{" + " \n" * (2 * self.room + 2)  # between two fields
+
+    def structured(self, prose: str) -> tuple[str, str]:
+        """A reply that satisfies the request's JSON schema, and the right verdict on it.
+
+        A schema may leave no way to give no answer, or no room for one: then another one is given, or none.
+        """
+        delivery = self.delivery
+        tries: list[tuple[str | None, str]] = [(delivery.answer, VERDICTS[delivery.outcome])]
+        if delivery.outcome != "right":
+            near = (int(delivery.question.answer) + step for step in (1, -1, 2, -2, 3, -3))
+            tries += [(str(other), "incorrect") for other in near]
+        tries.append((None, "no_answer"))
+        for answer, verdict in tries:  # noqa: B007 - the last verdict is wanted
+            writer = SchemaWriter(self.request.schema, answer, prose or "Worked out step by step.")
+            text = writer.write()
+            if writer.placed:
+                break
+        thoughts = f"<think>{self.padding(len(pieces_of(text)))}</think>" if self.thinks else ""
+        return thoughts + text, verdict
 
 
-def compact_json(value: object) -> str:
-    """JSON as llama-server writes it: no spaces, keys in their given order, text unescaped."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+# ---- judge -----------------------------------------------------------------------------------------
+
+SUBJECTS = "response|output|prediction|submission|(?:student|model|candidate|assistant|generated|predicted)(?:'s)? \\w+"
+TAGGED_RESPONSE = re.compile(
+    r"<(response|answer|solution|submission|output|completion|prediction|student_answer|model_response)>(.*?)</\1>",
+    re.DOTALL | re.IGNORECASE,
+)
+LABELLED_RESPONSE = re.compile(
+    rf"^[^\w\n]*(?:the )?(?:{SUBJECTS})[^\w\n:]*:(.*?)"
+    r"(?=^\s*(?:={3,}|-{3,}|\*{3,}|\[|<|#)"
+    r"|^\s*\n(?:please|judge|reply|respond|return|provide|is the|does the|your|just|grade|decide|assess|rate)\b|\Z)",
+    re.DOTALL | re.IGNORECASE | re.MULTILINE,
+)
+REFERENCE = re.compile(
+    r"(?:expected|reference|correct|gold(?:en)?|ground[- ]?truth|target|true|expert|criterion)[ _]?"
+    r"(?:answer|solution|target)?[^\w\n]{0,3}"
+    r"[:>]\W{0,3}\s*\$?(?:\\boxed\{)?(-?[0-9][0-9,]*)",
+    re.IGNORECASE,
+)
+JUDGING = re.compile(
+    r"\bextract|\bjudge|\bgrad(?:e|er|ing)\b|\bverdict|\bwhich answer does\b|\bfinal answer (?:does|did|of|in)\b"
+    r"|\b(?:response|answer|solution|prediction|submission) (?:\w+ )?(?:is|are|matches|agrees|correct|gives?)\b",
+    re.IGNORECASE,
+)
+ASKS_FOR_VERDICT = re.compile(
+    r"correct\W+or\W+(?:incorrect|not)|right\W+or\W+wrong|yes\W+(?:or|/)\W+no|true\W+or\W+false|\bgrade:|\bverdict"
+    r"|\bincorrect\b.*\bcorrect\b|\bcorrect\b.*\bincorrect\b|\"(?:is_)?correct\"",
+    re.IGNORECASE | re.DOTALL,
+)
+# The words in which a verdict is asked for, and those in which it is given, good and bad.
+VERDICT_WORDS = (
+    ("extracted_final_answer", *(f"extracted_final_answer: {{read}}\ncorrect: {word}" for word in ("yes", "no"))),
+    (r"(?i:\bgrade:)", "The two answers are compared.\n\nGRADE: C", "The two answers are compared.\n\nGRADE: I"),
+    (r"(?i:\bA\b\W{1,3}correct\b.*\bB\b\W{1,3}incorrect\b)", "A", "B"),
+    (r"YES\W+(?:or|/)\W+NO", "YES", "NO"),
+    (r"(?i:yes\W+(?:or|/)\W+no)", "yes", "no"),
+    (r"(?i:true\W+or\W+false)", "true", "false"),
+    (r"(?i:right\W+or\W+wrong)", "right", "wrong"),
+    ("INCORRECT", "CORRECT", "INCORRECT"),
+    ("", "correct", "incorrect"),
+)
+EXAMPLE_FIELD = re.compile(r'\{\s*"(\w+)"\s*:\s*("?)')
+WORDS_FOR_NONE = re.compile(r"\b(?:no|not|without|unclear|unable)\b[^.\n]{0,100}?['\"]([A-Za-z][^'\"\n]{0,30})['\"]")
+GIVEN_ANSWER = re.compile(
+    r"\\boxed\{\s*\$?(-?[0-9][0-9,]*)|\"answer\"\s*:\s*\"?(-?[0-9][0-9,]*)|\*\*\s*(-?[0-9][0-9,]*)\s*\*\*"
+    r"|answer\s*(?:is|are|:|=)\s*\$?(?:\\boxed\{)?(-?[0-9][0-9,]*)|\A\s*(-?[0-9][0-9,]*)\s*\Z",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What a judge is shown: a response, maybe a reference answer, and the instruction around them."""
+
+    response: str
+    reference: str | None
+    instruction: str
+
+
+def read_judging(text: str) -> Judging | None:
+    """The parts of a prompt that asks to judge a response or to extract its answer; None for any other prompt."""
+    tagged = list(TAGGED_RESPONSE.finditer(text))
+    found = tagged[-1] if tagged else LABELLED_RESPONSE.search(text)
+    if found is None:
+        return None
+    response, around = found[found.re.groups], f"{text[: found.start()]}\n{text[found.end() :]}"
+    if not JUDGING.search(around):
+        return None
+    reference = REFERENCE.search(around)
+    return Judging(response, reference[1].replace(",", "") if reference else None, around)
+
+
+def given_answer(response: str) -> str | None:
+    """The answer that a response gives last, outside its thoughts; None if it gives none."""
+    said = response.rpartition("</think>")[2]
+    if "<think>" in said:
+        return None
+    answers = list(GIVEN_ANSWER.finditer(said))
+    if not answers:
+        return None
+    number = next(group for group in answers[-1].groups() if group).rstrip(",").replace(",", "")
+    return str(int(number)) if len(number) <= 1000 else None
+
+
+def judgement(judging: Judging, truth: str | None, schema: Any, mistaken: bool) -> str:
+    """A judge's reply in the shape it is asked for; a `mistaken` one misreads the answer, or errs in its verdict."""
+    if schema == {} and example_field(judging.instruction):
+        schema = None  # any object will do, and the prompt shows one
+    read = given_answer(judging.response)
+    reference = judging.reference or truth
+    if reference is not None and ASKS_FOR_VERDICT.search(judging.instruction):
+        verdict = (read == reference) is not mistaken
+        return verdict_text(judging.instruction, read, verdict, schema)
+    if mistaken:
+        read = wrong_answer(read or "0", "plus-one", 0.0)
+    return extraction_text(judging.instruction, read, schema)
+
+
+def verdict_text(instruction: str, read: str | None, verdict: bool, schema: Any) -> str:
+    """A verdict as a judge is asked to write it."""
+    if schema is not None:
+        return SchemaWriter(schema, verdict, "Compared the two answers.").write()
+    field = example_field(instruction)
+    if field is not None:
+        name, in_quotes = field
+        return json.dumps({name: ("correct" if verdict else "incorrect") if in_quotes else verdict})
+    shape = next(words for pattern, *words in VERDICT_WORDS if re.search(pattern, instruction, re.DOTALL))
+    return shape[0 if verdict else 1].format(read=read)
+
+
+def extraction_text(instruction: str, read: str | None, schema: Any) -> str:
+    """The answer that was read as a judge is asked to write it."""
+    if schema is not None:
+        writer = SchemaWriter(schema, read, "Read from the response.")
+        return writer.write()
+    field = example_field(instruction)
+    if field is not None:
+        name, in_quotes = field
+        return json.dumps({name: read if in_quotes or read is None else int(read)})
+    if read is not None:
+        return read
+    words = WORDS_FOR_NONE.search(instruction)
+    return words[1] if words else "no answer"
+
+
+def example_field(instruction: str) -> tuple[str, bool] | None:
+    """The field of the first JSON object that an instruction shows, and whether its value stands in quotes."""
+    found = EXAMPLE_FIELD.search(instruction)
+    return (found[1], bool(found[2])) if found else None
 
 
 # ---- identity --------------------------------------------------------------------------------------
 
-SLOTS = 4
-SLOT_CONTEXT = 32768
+DEFAULT_SLOTS = 4
+MODEL_CONTEXT = 32768
 MODEL_META = {
     "vocab_type": 2,
-    "n_vocab": 151936,
-    "n_ctx": SLOT_CONTEXT,
-    "n_ctx_train": SLOT_CONTEXT,
+    "n_vocab": VOCABULARY,
+    "n_ctx": MODEL_CONTEXT,
+    "n_ctx_train": MODEL_CONTEXT,
     "n_embd": 2048,
     "n_params": 1720574976,
     "size": 1828372480,
@@ -962,6 +1513,13 @@ SAMPLING_DEFAULTS = {
     "backend_sampling": False,
     "lora": [],
 }
+# What a reply that is asked to be verbose shows besides, each after the field it is named by.
+VERBOSE_SETTINGS: dict[str, dict[str, Any]] = {
+    "dry_penalty_last_n": {"dry_sequence_breakers": ["\n", ":", '"', "*"]},
+    "adaptive_decay": {"stop": []},
+    "stream": {"logit_bias": []},
+    "min_keep": {"grammar": "", "grammar_lazy": False, "grammar_triggers": [], "preserved_tokens": []},
+}
 CHAT_TEMPLATE = (
     "{%- for m in messages -%}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
@@ -979,19 +1537,27 @@ TEMPLATE_CAPABILITIES = {
 }
 
 
-def props() -> dict[str, Any]:
+def generation_settings(request: ChatRequest) -> dict[str, Any]:
+    """The sampling parameters as a verbose reply shows them."""
+    settings: dict[str, Any] = {}
+    for name, value in request.sampling.items():
+        settings.update({name: value, **VERBOSE_SETTINGS.get(name, {})})
+    return settings
+
+
+def props(settings: Settings) -> dict[str, Any]:
     """What `GET /props` says: the settings of the server."""
     return {
-        "default_generation_settings": {"params": SAMPLING_DEFAULTS, "n_ctx": SLOT_CONTEXT},
-        "total_slots": SLOTS,
-        "model_alias": MODEL,
+        "default_generation_settings": {"params": SAMPLING_DEFAULTS, "n_ctx": settings.slot_context},
+        "total_slots": settings.slots,
+        "model_alias": settings.alias,
         "model_ftype": MODEL_META["ftype"],
         "model_path": "models/simulator.gguf",
         "modalities": {"vision": False, "video": False, "audio": False},
         "media_marker": "<__media__>",
-        "endpoint_slots": False,
+        "endpoint_slots": settings.slots_endpoint,
         "endpoint_props": False,
-        "endpoint_metrics": False,
+        "endpoint_metrics": settings.metrics,
         "ui": False,
         "ui_settings": {},
         "chat_template": CHAT_TEMPLATE,
@@ -1004,7 +1570,7 @@ def props() -> dict[str, Any]:
     }
 
 
-def models() -> dict[str, Any]:
+def models(settings: Settings) -> dict[str, Any]:
     """What `GET /v1/models` says: one model, once in Ollama's words and once in OpenAI's."""
     details = {
         "parent_model": "",
@@ -1015,8 +1581,8 @@ def models() -> dict[str, Any]:
         "quantization_level": "",
     }
     ollama = {
-        "name": MODEL,
-        "model": MODEL,
+        "name": settings.alias,
+        "model": settings.alias,
         "modified_at": "",
         "size": "",
         "digest": "",
@@ -1028,139 +1594,1142 @@ def models() -> dict[str, Any]:
         "details": details,
     }
     openai = {
-        "id": MODEL,
-        "aliases": [MODEL],
+        "id": settings.alias,
+        "aliases": [settings.alias],
         "tags": [],
         "object": "model",
         "created": int(time.time()),
         "owned_by": "llamacpp",
-        "meta": MODEL_META,
+        "meta": {**MODEL_META, "n_ctx": settings.slot_context},
     }
     return {"models": [ollama], "object": "list", "data": [openai]}
 
 
+# ---- requests --------------------------------------------------------------------------------------
+
+LIMIT_FIELDS = ("max_tokens", "max_completion_tokens", "n_predict")
+JSON_TYPES = {str: "string", bool: "boolean", list: "array", dict: "object", int: "number", float: "number"}
+FLAGS = ("stream", "return_progress", "timings_per_token", "verbose", "logprobs", "ignore_eos", "cache_prompt")
+REASONING_FORMATS = ("none", "auto", "deepseek", "deepseek-legacy")
+TOOL_CHOICES = ("auto", "none", "required")
+
+
+def read_chat(raw: bytes, settings: Settings) -> ChatRequest:
+    """A chat request from the body of a POST; raises RequestError as llama-server words it."""
+    body = read_object(raw)
+    if "messages" not in body:
+        raise invalid("'messages' is required")
+    texts = [message_text(message) for message in read_messages(body)]
+    wishes = "\n".join(text for role, text in texts if role != "assistant")
+    user_texts = [text for role, text in reversed(texts) if role == "user"]
+    prompt = make_prompt(user_texts, wishes, chat_prompt(texts))
+    return read_options(body, [prompt], settings)
+
+
+def read_text_completion(raw: bytes, settings: Settings) -> ChatRequest:
+    """A request to `/v1/completions`, whose prompts carry no chat template."""
+    body = read_object(raw)
+    if "prompt" not in body:
+        raise invalid("[json.exception.out_of_range.403] key 'prompt' not found")
+    prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
+    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise invalid('"prompt" must be a string or a list of strings')
+    made = [make_prompt([prompt], prompt, prompt) for prompt in prompts]
+    return replace(read_options(body, made, settings), is_chat=False, thinking=False, parses_thoughts=False)
+
+
+def read_object(raw: bytes) -> dict[str, Any]:
+    """The JSON object of a request body; what is JSON, but no object, has none of the fields."""
+    body = read_json(raw)
+    return body if isinstance(body, dict) else {}
+
+
+def read_json(raw: bytes) -> Any:
+    """The JSON value of a request body; one that is none is the server's fault to llama-server."""
+    try:
+        return json.loads(raw.decode("utf-8"), parse_constant=refuse_constant)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        problem = f"syntax error while parsing value - {error.msg}"
+        if not raw:
+            problem = (
+                "attempting to parse an empty input; check that your input string or stream contains the expected JSON"
+            )
+    except UnicodeDecodeError as error:
+        line, column = raw.count(b"\n", 0, error.start) + 1, error.start - raw.rfind(b"\n", 0, error.start)
+        place = f"line {line}, column {column}"
+        last_read = raw[raw.rfind(b'"', 0, error.start) : error.start].decode("utf-8", "replace") + "\ufffd"
+        problem = f"syntax error while parsing value - invalid string: ill-formed UTF-8 byte; last read: '{last_read}'"
+    except (ValueError, RecursionError) as error:
+        place, problem = "line 1, column 1", f"syntax error while parsing value - {one_line(error)}"
+    message = f"[json.exception.parse_error.101] parse error at {place}: {problem}"
+    raise RequestError(500, "server_error", message)
+
+
+def refuse_constant(name: str) -> NoReturn:
+    """Python reads NaN and Infinity, which are not JSON."""
+    raise ValueError(f"invalid literal; last read: '{name}'")
+
+
+def read_messages(body: Mapping[str, Any]) -> list[Any]:
+    """The messages of a chat."""
+    if not isinstance(body.get("messages"), list):
+        raise invalid("Expected 'messages' to be an array")
+    return list(body["messages"])
+
+
+def message_text(message: Any) -> tuple[str, str]:
+    """Role and text of a message, whose content is text, null, or a list of text parts."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        shown = json.dumps(message, separators=(",", ":"))[:200]
+        raise RequestError(500, "server_error", f"Failed to parse messages: Missing 'role' in message: {shown}")
+    content = message.get("content")
+    if content is None or isinstance(content, str):
+        return message["role"], content or ""
+    if not isinstance(content, list):
+        raise invalid("Expected 'content' to be a string or an array")
+    return message["role"], "\n".join(part_text(part) for part in content)
+
+
+def part_text(part: Any) -> str:
+    """The text of one part of a message's content."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "image_url":
+        hint = "hint: if this is unexpected, you may need to provide the mmproj"
+        raise RequestError(500, "server_error", f"image input is not supported - {hint}")
+    if kind != "text" or not isinstance(part.get("text"), str):
+        raise invalid("unsupported content[].type")
+    return str(part["text"])
+
+
+def chat_prompt(texts: Sequence[tuple[str, str]]) -> str:
+    """The messages as the chat template renders them."""
+    return "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in texts) + "<|im_start|>assistant\n"
+
+
+def make_prompt(user_texts: Sequence[str], wishes: str, rendered: str) -> Prompt:
+    """A prompt with its tokens counted."""
+    return Prompt(user_texts, wishes, rendered, max(1, len(tokenize(rendered))))
+
+
+def read_options(body: Mapping[str, Any], prompts: Sequence[Prompt], settings: Settings) -> ChatRequest:
+    """All of a request but its prompts."""
+    check_types(body)
+    thinking = read_thinking(body.get("chat_template_kwargs"))
+    if body.get("reasoning_format") not in (None, *REASONING_FORMATS):
+        raise RequestError(500, "server_error", f"Unknown reasoning format: {body['reasoning_format']}")
+    choice = body.get("tool_choice")
+    if choice is not None and not isinstance(choice, dict) and choice not in TOOL_CHOICES:
+        raise invalid(f"Invalid tool_choice: {choice}")
+    if body.get("top_logprobs") and not body.get("logprobs"):
+        raise invalid("top_logprobs requires logprobs to be set to true")
+    schema, options = read_schema(body), body.get("stream_options")
+    unparsed = body.get("reasoning_format", "none" if settings.reasoning == "inline" else None) == "none"
+    choices = read_number(body, "n", 1, 2147483647) or 1
+    if choices > settings.slots:
+        raise invalid("n_cmpl cannot be greater than the number of slots, please increase -np")
+    limit = read_limit(body)
+    return ChatRequest(
+        prompts=prompts,
+        choices=choices,
+        stream=bool(body.get("stream")),
+        include_usage=isinstance(options, dict) and bool(options.get("include_usage")),
+        limit=limit,
+        schema=schema,
+        thinking=thinking,
+        parses_thoughts=thinking and not unparsed,
+        top_logprobs=(read_number(body, "top_logprobs", 0, 2147483647) or 0) if body.get("logprobs") else None,
+        progress=bool(body.get("return_progress")),
+        timings_per_token=bool(body.get("timings_per_token")),
+        verbose=bool(body.get("verbose")),
+        sampling=sampling_shown(body, limit, unparsed),
+    )
+
+
+def check_types(body: Mapping[str, Any]) -> None:
+    """Raise RequestError for a sampling parameter or flag of another type than it has by default."""
+    for name, value in body.items():
+        default = False if name in FLAGS else SAMPLING_DEFAULTS.get(name)
+        if value is None or not isinstance(default, bool | int | float):
+            continue
+        wanted, found = JSON_TYPES[type(default)], JSON_TYPES[type(value)]
+        if wanted != found:
+            text = f"[json.exception.type_error.302] type must be {wanted}, but is {found}"
+            raise invalid(f"Field '{name}': {text}")
+
+
+def read_number(body: Mapping[str, Any], name: str, low: int, high: int) -> int | None:
+    """A whole number within bounds; None for a field that is missing or null."""
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        found = JSON_TYPES[type(value)]
+        raise invalid(f"Field '{name}': [json.exception.type_error.302] type must be number, but is {found}")
+    if not low <= value <= high:
+        raise invalid(f"Field '{name}': Value must be between {low} <= value <= {high}, but got {value}")
+    return int(value)
+
+
+def read_limit(body: Mapping[str, Any]) -> int | None:
+    """The token limit: of its three names the last in the body wins, and -1 means none."""
+    limit = None
+    for name in body:
+        if name in LIMIT_FIELDS and body[name] is not None:
+            limit = read_number(body, name, -1, 2147483647)
+    return None if limit == -1 else limit
+
+
+def read_thinking(template_options: Any) -> bool:
+    """Whether the chat template lets the model think, as it does unless it is told not to."""
+    wanted = template_options.get("enable_thinking") if isinstance(template_options, dict) else None
+    if isinstance(wanted, str):
+        raise invalid('invalid type for "enable_thinking" (expected boolean, got string)')
+    return wanted is not False
+
+
+def read_schema(body: Mapping[str, Any]) -> Any:
+    """The JSON schema that the reply has to satisfy; None for free text. Grammars are checked, but not enforced."""
+    grammar, wanted = body.get("grammar"), body.get("response_format")
+    kind = wanted.get("type") if isinstance(wanted, dict) else None
+    if kind not in (None, "text", "json_object", "json_schema"):
+        message = f'response_format type must be one of "text" or "json_object", but got: {kind}'
+        raise invalid(message)
+    schema = body.get("json_schema")
+    if isinstance(wanted, dict) and kind == "json_object":
+        schema = wanted.get("schema", {})
+    if isinstance(wanted, dict) and kind == "json_schema":
+        schema = (wanted.get("json_schema") or {}).get("schema", {})
+    if grammar and schema is not None:
+        raise RequestError(500, "server_error", "Cannot use both json_schema and grammar")
+    if grammar and not is_grammar(str(grammar)):
+        raise invalid("Failed to initialize samplers: failed to parse grammar")
+    if schema is not None:
+        SchemaWriter(schema, None, "").write()  # raises what is wrong with it
+    return schema
+
+
+def is_grammar(text: str) -> bool:
+    """Whether a text may be a GBNF grammar: a root, closed brackets, no rule that is used but not defined."""
+    bare = re.sub(r'"(?:\\.|[^"\\\n])*"|\[(?:\\.|[^\]\\\n])*\]|#[^\n]*', " ", text)
+    defined = set(re.findall(r"([\w-]+)\s*::=", bare))
+    used = set(re.findall(r"[A-Za-z][\w-]*(?!\s*::=)\b", re.sub(r"\{[^}]*\}", "", bare)))
+    return "root" in defined and used <= defined and bare.count("(") == bare.count(")") and '"' not in bare
+
+
+def sampling_shown(body: Mapping[str, Any], limit: int | None, unparsed: bool) -> dict[str, Any]:
+    """The sampling parameters of a request as `/slots` shows them."""
+    given = {name: value for name, value in body.items() if name in SAMPLING_DEFAULTS and value is not None}
+    shown_limit = -1 if limit is None else limit
+    return {
+        **SAMPLING_DEFAULTS,
+        **given,
+        "max_tokens": shown_limit,
+        "n_predict": shown_limit,
+        "chat_format": "peg-native",
+        "reasoning_format": "none" if unparsed else "deepseek",
+        "generation_prompt": "<|im_start|>assistant\n",
+    }
+
+
+# ---- slots -----------------------------------------------------------------------------------------
+
+LEFT_CHECK_SECONDS = 1.0  # between looks at whether a client that waits for a slot is still there
+
+
+@dataclass
+class Slot:
+    """One of the server's places for a request: the work in it, or the last that was."""
+
+    number: int
+    job: Job | None = None
+    busy: bool = False
+
+
+@dataclass
+class Ticket:
+    """A request's place in the queue for slots."""
+
+    count: int
+    granted: threading.Event
+    slots: list[Slot]
+
+
+class Slots:
+    """The server's slots, and the queue of those who wait for one: first come, first served."""
+
+    def __init__(self, count: int) -> None:
+        """All slots are free."""
+        self.slots = [Slot(number) for number in range(count)]
+        self.free = deque(reversed(self.slots))  # the first is the one that has been free for longest
+        self.lock = threading.Lock()
+        self.queue: deque[Ticket] = deque()
+
+    @contextlib.contextmanager
+    def held(self, job: Job, has_left: Callable[[], bool]) -> Iterator[None]:
+        """Hold a slot for each choice of a job; raises HangupError if the client leaves before they are free."""
+        ticket = Ticket(max(1, len(job.choices)), threading.Event(), [])
+        with self.lock:
+            self.queue.append(ticket)
+            self._serve()
+        try:
+            while not ticket.granted.wait(LEFT_CHECK_SECONDS):
+                if has_left():
+                    raise HangupError
+            for slot in ticket.slots:
+                slot.job = job
+            job.start()
+            yield
+        finally:
+            with self.lock:
+                if ticket in self.queue:
+                    self.queue.remove(ticket)
+                for slot in ticket.slots:
+                    slot.busy = False
+                    self.free.append(slot)
+                self._serve()
+
+    def _serve(self) -> None:
+        """Give free slots to the first in the queue. The lock is held."""
+        while self.queue:
+            if len(self.free) < self.queue[0].count:
+                return
+            ticket = self.queue.popleft()
+            ticket.slots = [self.free.popleft() for _ in range(ticket.count)]
+            for slot in ticket.slots:
+                slot.busy = True
+            ticket.granted.set()
+
+    def counts(self) -> tuple[int, int]:
+        """How many slots are busy, and how many requests wait."""
+        with self.lock:
+            return sum(slot.busy for slot in self.slots), len(self.queue)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a reply comes: seconds to the first token, and from each to the next."""
+
+    first: float
+    step: float
+
+
+class Job:
+    """The work on one request: its choices, its pace, and what is known of it so far."""
+
+    def __init__(self, request: ChatRequest, choices: Sequence[Choice], pace: Pace, fault: str | None) -> None:
+        """Nothing is generated before `start`."""
+        self.request = request
+        self.choices = choices
+        self.pace = pace
+        self.fault = fault
+        self.number = next(JOB_NUMBERS)
+        self.started = time.perf_counter()
+        self.first_token: float | None = None
+        self.prompt_ms = 0.001
+        self.sent = 0  # tokens
+
+    def start(self) -> None:
+        """The slot is there, and with it the clock runs."""
+        self.started = time.perf_counter()
+
+    def prompt_is_read(self) -> None:
+        """The first token is there."""
+        self.first_token = time.perf_counter()
+        self.prompt_ms = milliseconds(self.first_token - self.started)
+
+    @property
+    def total(self) -> int:
+        """The number of tokens of its longest choice."""
+        return max(choice.completion_tokens for choice in self.choices)
+
+    def due(self, number: int) -> float:
+        """When the number-th token is there, counted from 0, as a value of `perf_counter`."""
+        return (
+            self.started + self.pace.first if self.first_token is None else self.first_token + number * self.pace.step
+        )
+
+    def decoded(self) -> int:
+        """How many tokens are there by now."""
+        if self.first_token is None:
+            return 0
+        elapsed = time.perf_counter() - self.first_token
+        return min(self.total, 1 + int(elapsed / self.pace.step)) if self.pace.step else self.total
+
+    def predicted_seconds(self) -> float:
+        """The time since the first token."""
+        return time.perf_counter() - (self.first_token or self.started)
+
+
+JOB_NUMBERS = itertools.count()
+
+
+def milliseconds(seconds: float) -> float:
+    """A time in the server's resolution, and never 0."""
+    return max(0.001, round(seconds * 1000, 3))
+
+
+# ---- replies ---------------------------------------------------------------------------------------
+
+BUILD = "b9999-simulator"
+# Tokens that are written in one go where they come faster than they can be sent one by one.
+BATCH = 256
+PING_SECONDS = 30.0
+BREAKING_FAULTS = frozenset({"reset-body", "short-body", "cut-json", "stream-error"})
+BAD_BYTES = "\udcff\udcfe"  # each the escape of a byte that no UTF-8 has
+
+
+def fields_of(pieces: Sequence[str], parses_thoughts: bool) -> list[tuple[str, str]]:
+    """Each token with the field of the message that it belongs to; tags that are parsed away belong to none."""
+    if not parses_thoughts or not pieces or pieces[0] != "<think>":
+        return [("content", piece) for piece in pieces]
+    end = pieces.index("</think>") if "</think>" in pieces else len(pieces)
+    fields = [("", "<think>"), *(("reasoning_content", piece) for piece in pieces[1:end])]
+    return fields + [("", piece) for piece in pieces[end : end + 1]] + [("content", p) for p in pieces[end + 1 :]]
+
+
+def make_choice(text: str, verdict: str | None, room: int, request: ChatRequest, prompt: Prompt) -> Choice:
+    """A text cut to the tokens that there is room for, of which one is the end. A cut text holds no whole answer."""
+    pieces = pieces_of(text)
+    finish_reason, tokens = "stop", len(pieces) + 1
+    if len(pieces) >= room:
+        if verdict is not None and (len(pieces) > room or verdict == "no_answer"):
+            verdict = "truncated"
+        pieces = pieces[:room]
+        finish_reason, tokens = "length", room
+    return Choice(fields_of(pieces, request.parses_thoughts), finish_reason, tokens, prompt.tokens, verdict)
+
+
+def usage(choice: Choice) -> dict[str, Any]:
+    """The token counts of a choice."""
+    return {
+        "completion_tokens": choice.completion_tokens,
+        "prompt_tokens": choice.prompt_tokens,
+        "total_tokens": choice.prompt_tokens + choice.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+
+
+def timings(job: Job, choice: Choice, count: int) -> dict[str, Any]:
+    """The speed at which `count` tokens came. The first token comes with the prompt, so n tokens are n - 1 steps."""
+    steps = count - 1
+    predicted_ms = milliseconds(job.predicted_seconds())
+    return {
+        "cache_n": 0,
+        "prompt_n": choice.prompt_tokens,
+        "prompt_ms": job.prompt_ms,
+        "prompt_per_token_ms": job.prompt_ms / choice.prompt_tokens,
+        "prompt_per_second": choice.prompt_tokens / job.prompt_ms * 1000,
+        "predicted_n": count,
+        "predicted_ms": predicted_ms,
+        "predicted_per_token_ms": predicted_ms / steps if steps else 0.0,
+        "predicted_per_second": steps / predicted_ms * 1000,
+    }
+
+
+def completion_id() -> str:
+    """A fresh id like `chatcmpl-xfsr7RKKfu4ZsUZYbJvP3Ul6QwlcgWq1`."""
+    return "chatcmpl-" + "".join(random.choices(string.ascii_letters + string.digits, k=32))
+
+
+def logprobs(pieces: Iterable[str], top: int) -> dict[str, Any]:
+    """The log-probabilities of tokens: the model is sure of each, and finds the zero byte next likely."""
+    content = []
+    for piece in pieces:
+        raw = piece.encode("utf-8", "replace")
+        likely = {"id": FIRST_MERGE + len(raw), "token": piece, "bytes": list(raw), "logprob": 0.0}
+        unlikely = {"id": 0, "token": "\0", "bytes": [0], "logprob": -59.913787841796875}
+        content.append({**likely, "top_logprobs": [likely, unlikely][:top]})
+    return {"content": content}
+
+
+def message_of(job: Job, choice: Choice) -> dict[str, Any]:
+    """The message of a choice."""
+    content = choice.text("content")
+    if job.fault == "null-content":
+        return {"role": "assistant", "content": None}
+    reasoning = choice.text("reasoning_content")
+    if job.fault == "bad-utf8":
+        content = BAD_BYTES + content
+    return {"role": "assistant", "content": content, **({"reasoning_content": reasoning} if reasoning else {})}
+
+
+def whole_choice(job: Job, index: int) -> dict[str, Any]:
+    """A choice as it stands in a reply that is not streamed."""
+    choice, top = job.choices[index], job.request.top_logprobs
+    if not job.request.is_chat:
+        text = message_of(job, choice)["content"]
+        return {"text": text, "index": index, "logprobs": None, "finish_reason": choice.finish_reason}
+    whole = {"finish_reason": choice.finish_reason, "index": index, "message": message_of(job, choice)}
+    if top is not None:
+        whole["logprobs"] = logprobs((piece for _, piece in choice.fields), top)
+    return whole
+
+
+def completion(job: Job, simulator: Simulator) -> dict[str, Any]:
+    """The whole reply as one JSON object."""
+    first = job.choices[0]
+    empty = job.fault == "no-choices"
+    timing = timings(job, first, first.completion_tokens)
+    return {
+        "choices": [] if empty else [whole_choice(job, index) for index in range(len(job.choices))],
+        "created": int(time.time()),
+        "model": simulator.settings.alias,
+        "system_fingerprint": BUILD,
+        "object": "chat.completion" if job.request.is_chat else "text_completion",
+        "usage": usage(first),
+        "id": completion_id(),
+        **({"__verbose": verbose_view(job, simulator, timing)} if job.request.verbose else {}),
+        "timings": timing,
+    }
+
+
+def verbose_view(job: Job, simulator: Simulator, timing: Mapping[str, Any]) -> dict[str, Any]:
+    """What the server shows of its own view of a reply when it is asked for it."""
+    choice, prompt = job.choices[0], job.request.prompts[0]
+    return {
+        "index": 0,
+        "content": choice.text("reasoning_content") + choice.text("content"),
+        "tokens": [],
+        "id_slot": next((slot.number for slot in simulator.slots.slots if slot.job is job), 0),
+        "stop": True,
+        "model": simulator.settings.alias,
+        "tokens_predicted": choice.completion_tokens,
+        "tokens_evaluated": choice.prompt_tokens,
+        "generation_settings": generation_settings(job.request),
+        "prompt": prompt.rendered,
+        "has_new_line": "\n" in choice.text("content"),
+        "truncated": False,
+        "stop_type": "limit" if choice.finish_reason == "length" else "eos",
+        "stopping_word": "",
+        "tokens_cached": choice.prompt_tokens + choice.completion_tokens - 1,
+        "timings": timing,
+    }
+
+
+def compact_json(value: object) -> str:
+    """JSON as llama-server writes it: no spaces, keys in their given order, text unescaped."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def encoded(text: str) -> bytes:
+    """The text in UTF-8, but for the bytes that a fault has put in; a lone half of a character becomes `?`."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace")
+
+
+# ---- streams ---------------------------------------------------------------------------------------
+
+
+class Stream:
+    """Writes the server-sent events of one reply."""
+
+    def __init__(self, job: Job, simulator: Simulator) -> None:
+        """Prepare what is the same in each event."""
+        self.job = job
+        self.request = job.request
+        created, model, name = int(time.time()), simulator.settings.alias, completion_id()
+        kind = {"system_fingerprint": BUILD, "object": "chat.completion.chunk"}
+        self.before: dict[str, Any] = {"created": created, "id": name, "model": model, **kind}
+        self.after: dict[str, Any] = {}
+        if not self.request.is_chat:
+            self.before = {"created": created, "model": model, **kind, "object": "text_completion"}
+            self.after = {"id": name}
+        self.frame = compact_json(self.before)[1:-1]
+
+    def event(self, choice: Mapping[str, Any] | None, **more: Any) -> str:
+        """One event with a choice in it, or with none."""
+        choices = [] if choice is None or self.job.fault == "no-choices" else [choice]
+        usage_first = {"usage": more.pop("usage")} if "usage" in more else {}
+        return f"data: {compact_json({'choices': choices, **self.before, **usage_first, **self.after, **more})}\n\n"
+
+    def delta(self, index: int, delta: Mapping[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        """A choice that adds to its message, or to its text."""
+        if self.request.is_chat:
+            return {"finish_reason": finish_reason, "index": index, "delta": delta}
+        return {"text": delta.get("content", ""), "index": index, "logprobs": None, "finish_reason": finish_reason}
+
+    def token(self, index: int, number: int) -> Iterator[str]:
+        """The events of a choice's number-th token: mostly one, and none for a tag that is parsed away."""
+        choice, chat = self.job.choices[index], self.request.is_chat
+        if number == 0 and chat:
+            if self.request.progress:
+                yield from self.progress(index, choice)
+            yield self.event(self.delta(index, {"role": "assistant", "content": None}))
+            if self.job.fault == "bad-utf8":
+                yield self.event(self.delta(index, {"content": BAD_BYTES}))
+        if number < len(choice.fields) and self.job.fault != "null-content":
+            yield from self.piece(index, number, *choice.fields[number])
+        if number == choice.completion_tokens - 1:
+            yield self.last(index, choice)
+
+    def piece(self, index: int, number: int, field: str, piece: str) -> Iterator[str]:
+        """The event of one token of text."""
+        if not field:
+            return
+        plain = self.request.top_logprobs is None and not self.request.timings_per_token and self.request.is_chat
+        if plain and self.job.fault != "no-choices":  # the same as below, without building it anew for each token
+            text = json.dumps(piece, ensure_ascii=False)
+            start = f'{{"choices":[{{"finish_reason":null,"index":{index},"delta":{{"{field}":{text}}}}}],'
+            yield f"data: {start}{self.frame}}}\n\n"
+            return
+        part = self.delta(index, {field: piece})
+        if self.request.top_logprobs is not None and self.request.is_chat:
+            part["logprobs"] = logprobs([piece], self.request.top_logprobs)
+        more = {}
+        if self.request.timings_per_token:
+            more["timings"] = timings(self.job, self.job.choices[index], number + 1)
+        yield self.event(part, **more)
+
+    def progress(self, index: int, choice: Choice) -> Iterator[str]:
+        """The events that tell how far the prompt is read: not at all, and all of it."""
+        role = self.delta(index, {"role": "assistant", "content": None})
+        for processed, spent in ((0, 0), (choice.prompt_tokens, round(self.job.prompt_ms))):
+            told = {"total": choice.prompt_tokens, "cache": 0, "processed": processed, "time_ms": spent}
+            yield self.event(role, prompt_progress=told)
+
+    def last(self, index: int, choice: Choice) -> str:
+        """The last event of a choice; it carries the timings, unless an event with the usage is to follow."""
+        more: dict[str, Any] = {}
+        if not self.request.is_chat:
+            more["usage"] = usage(choice)
+        if not (self.request.include_usage and self.request.is_chat):
+            more["timings"] = timings(self.job, choice, choice.completion_tokens)
+        return self.event(self.delta(index, {}, choice.finish_reason), **more)
+
+    def ending(self) -> bytes:
+        """The events after the last choice's last one; none for a stream that has broken off."""
+        if self.job.fault in BREAKING_FAULTS:
+            return b""
+        first, told = self.job.choices[0], ""
+        if self.request.include_usage and self.request.is_chat:
+            timing = timings(self.job, first, first.completion_tokens)
+            told = self.event(None, usage=usage(first), timings=timing)
+        return encoded(told if self.job.fault == "no-done" else told + "data: [DONE]\n\n")
+
+    def tokens(self, start: int, stop: int) -> str:
+        """The events of all choices from one token to another. The first choice is the last in each round."""
+        order = [*range(1, len(self.job.choices)), 0]
+        return "".join(event for number in range(start, stop) for index in order for event in self.token(index, number))
+
+
+# ---- metrics ---------------------------------------------------------------------------------------
+
+
+def slot_view(slot: Slot, settings: Settings) -> dict[str, Any]:
+    """A slot as `GET /slots` shows it: one that has never worked has little to tell."""
+    view = {"id": slot.number, "n_ctx": settings.slot_context, "speculative": False, "is_processing": slot.busy}
+    job = slot.job
+    if job is None:
+        return view
+    limit = job.request.limit
+    decoded = job.decoded() if slot.busy else 0
+    prompt = job.choices[0].prompt_tokens
+    next_token = {
+        "has_next_token": slot.busy,
+        "has_new_line": False,
+        "n_remain": limit - decoded if slot.busy and limit is not None else -1,
+        "n_decoded": decoded,
+    }
+    return {
+        **view,
+        "id_task": job.number,
+        "n_prompt_tokens": prompt + decoded,
+        "n_prompt_tokens_processed": prompt if slot.busy else 0,
+        "n_prompt_tokens_cache": 0,
+        "params": job.request.sampling,
+        "next_token": [next_token],
+    }
+
+
+class Metrics:
+    """What the server has done so far."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.lock = threading.Lock()
+        self.start_time = int(time.time())
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all."""
+        with self.lock:
+            self.prompt_tokens = self.predicted_tokens = self.decodes = self.longest = 0
+            self.prompt_seconds = self.predicted_seconds = 0.0
+
+    def count(self, job: Job) -> None:
+        """Add a job that is done."""
+        with self.lock:
+            self.prompt_seconds += job.prompt_ms / 1000
+            self.predicted_seconds += job.predicted_seconds()
+            self.decodes += job.total
+            for choice in job.choices:
+                self.prompt_tokens += choice.prompt_tokens
+                self.predicted_tokens += choice.completion_tokens
+                self.longest = max(self.longest, choice.prompt_tokens + choice.completion_tokens)
+
+    def text(self, busy: int, waiting: int) -> str:
+        """The metrics in the text format of Prometheus."""
+        with self.lock:
+            prompt_speed = self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0
+            speed = self.predicted_tokens / self.predicted_seconds if self.predicted_seconds else 0
+            per_decode = self.predicted_tokens / self.decodes if self.decodes else 0
+            values: list[tuple[str, str, str, float]] = [
+                ("prompt_tokens_total", "counter", PROMPT_TOKENS, self.prompt_tokens),
+                ("prompt_tokens_cached_total", "counter", "Number of prompt tokens reused from the cache", 0),
+                ("prompt_seconds_total", "counter", "Total time spent processing prompts", self.prompt_seconds),
+                ("tokens_predicted_total", "counter", "Number of generation tokens processed", self.predicted_tokens),
+                ("tokens_predicted_seconds_total", "counter", PREDICTED_SECONDS, self.predicted_seconds),
+                ("n_decode_total", "counter", DECODES, self.decodes),
+                ("n_tokens_max", "counter", "Largest observed sequence length (prompt + generation)", self.longest),
+                ("spec_decode_num_draft_tokens_total", "counter", "Speculative: Total draft tokens generated", 0),
+                ("spec_decode_num_accepted_tokens_total", "counter", ACCEPTED, 0),
+                ("spec_decode_num_drafts_total", "counter", DRAFTS, 0),
+                ("prompt_tokens_seconds", "gauge", "Average prompt throughput in tokens/s", prompt_speed),
+                ("predicted_tokens_seconds", "gauge", "Average generation throughput in tokens/s", speed),
+                ("requests_processing", "gauge", "Number of requests processing", busy),
+                ("requests_deferred", "gauge", "Number of requests deferred", waiting),
+                ("n_busy_slots_per_decode", "gauge", BUSY_SLOTS, per_decode),
+            ]
+        lines = []
+        for name, kind, meaning, value in values:
+            title = f"llamacpp:{name}"
+            lines.append(f"# HELP {title} {meaning}\n# TYPE {title} {kind}\n{title} {value:.6g}\n")
+        return "".join(lines)
+
+
+PROMPT_TOKENS = "Number of prompt tokens processed, excluding cached tokens"
+PREDICTED_SECONDS = "Total time spent generating tokens"
+DECODES = "Total number of llama_decode() calls, excluding speculative decoding and multimodal decoding"
+ACCEPTED = "Speculative: Total draft tokens accepted by the target model"
+DRAFTS = "Speculative: Total speculative decoding verification steps"
+BUSY_SLOTS = "Average number of busy slots per llama_decode() call"
+
+
 # ---- simulator -------------------------------------------------------------------------------------
+
+LOG_LENGTH = 20_000
+ENOUGH_OF_A_LOOP = 3000  # characters, after which a client that leaves has seen what it is
 
 
 class Simulator:
-    """Finds the question in a request, decides how to answer it, and logs that decision."""
+    """Finds the question in a request, decides how to answer it, and keeps count of what has been delivered."""
 
-    def __init__(self, questions: Sequence[Question], rate: float, seed: int) -> None:
-        """Take the known questions, the success rate from 0 to 1 and the seed of the decisions."""
+    def __init__(self, questions: Sequence[Question], settings: Settings) -> None:
+        """Take the known questions, and how to behave."""
         self.questions = questions
-        self.matcher = Matcher(questions)
-        self.deliveries = Deliveries(questions, rate, seed)
+        self.settings = settings
+        self.matcher = Matcher(questions, settings.match_threshold)
+        self.deliveries = Deliveries(questions, settings)
+        self.faults = Faults(settings)
+        self.slots = Slots(settings.slots)
+        self.metrics = Metrics()
+        self.entries: deque[dict[str, Any]] = deque(maxlen=LOG_LENGTH)
 
-    def reply(self, request: ChatRequest) -> Reply:
-        """The reply to a request; raises RequestError if it asks no known question."""
-        start = time.perf_counter()
-        match = self.matcher.find(request.user_texts)
-        if isinstance(match, Miss):
-            closest = shown(match.closest.name) if match.closest else "none"
-            asked = quoted(request.user_texts[0] if request.user_texts else "")
-            detail = f"; closest {closest}, asked {asked}"
-            raise RequestError(400, "invalid_request_error", self.refusal(match), detail)
-        delivery = self.deliveries.next(match.question)
-        log(decision_line(match, delivery))
-        return make_reply(request, delivery.answer, milliseconds_since(start))
+    def reset(self) -> None:
+        """Begin anew: with the first delivery, the first attempt, an empty log."""
+        for part in (self.deliveries, self.faults, self.metrics):
+            part.reset()
+        self.entries.clear()
 
-    def refusal(self, miss: Miss) -> str:
+    def job(self, request: ChatRequest) -> Job:
+        """The work on a request; raises RequestError if it asks no known question."""
+        context = self.settings.slot_context
+        for prompt in request.prompts:
+            if prompt.tokens >= context:
+                raise context_error(prompt.tokens, context)
+        match = self.matcher.find(request.prompts[0].user_texts)
+        judging = next(filter(None, map(read_judging, request.prompts[0].user_texts[:1])), None)
+        if isinstance(match, Miss) and judging is None and self.settings.unmatched is None:
+            raise self.refusal(request, match)
+        name = match.question.name if isinstance(match, Match) else digest(0, request.prompts[0].rendered).hex()[:16]
+        attempt, fault = self.faults.next(name, request.stream)
+        entry = {"attempt": attempt, "fault": fault, **match_view(match)}
+        pace = self.pace(name, attempt)
+        if fault in STATUS_FAULTS or fault in UNGENERATED_FAULTS:
+            self.record({"role": "none", **entry, "decision": "lost", "answer": None})
+            return Job(request, [], pace, fault)
+        choices = []
+        for prompt in request.prompts:
+            for _ in range(request.choices):
+                if judging is not None:
+                    choices.append(self.judge(request, prompt, judging, match, entry))
+                elif isinstance(match, Match):
+                    choices.append(self.solve(request, prompt, match.question, entry))
+                else:
+                    choices.append(self.fixed(request, prompt, entry))
+        return Job(request, choices, pace, fault)
+
+    def pace(self, name: str, attempt: int) -> Pace:
+        """How fast an attempt at a question is answered."""
+        settings = self.settings
+        first = settings.ttft * log_normal(settings.jitter, settings.seed, name, attempt, "ttft")
+        speed = settings.tokens_per_second * log_normal(settings.jitter, settings.seed, name, attempt, "speed")
+        return Pace(first, 1 / speed if speed else 0.0)
+
+    def room(self, request: ChatRequest, prompt: Prompt) -> int:
+        """How many tokens a reply may have: even a limit of 0 leaves one."""
+        left = self.settings.slot_context - prompt.tokens
+        return max(1, left if request.limit is None else min(left, request.limit))
+
+    def solve(self, request: ChatRequest, prompt: Prompt, question: Question, entry: Mapping[str, Any]) -> Choice:
+        """An answer to a known question."""
+        delivery = self.deliveries.take(question)
+        room = self.room(request, prompt)
+        text, verdict = Author(request, delivery, self.settings, room).text()
+        choice = make_choice(text, verdict, room, request, prompt)
+        decided = {"decision": delivery.outcome, "answer": delivery.answer, "delivery": delivery.number}
+        record = self.record({"role": "solver", **entry, **decided, "verdict": None})
+        return replace(choice, delivery=delivery, entry=record)
+
+    def judge(
+        self, request: ChatRequest, prompt: Prompt, judging: Judging, match: Match | Miss, entry: Mapping[str, Any]
+    ) -> Choice:
+        """A judge's reply. The same prompt gets the same one."""
+        truth = match.question.answer if isinstance(match, Match) else None
+        mistaken = draw(self.settings.seed, "judge", prompt.rendered) < self.settings.judge_error_rate
+        text = judgement(judging, truth, request.schema, mistaken)
+        self.record({"role": "judge", **entry, "decision": "wrong" if mistaken else "right", "answer": text})
+        return make_choice(text, None, self.room(request, prompt), request, prompt)
+
+    def fixed(self, request: ChatRequest, prompt: Prompt, entry: Mapping[str, Any]) -> Choice:
+        """The reply to what is no known question."""
+        text = self.settings.unmatched or ""
+        if request.schema is not None:
+            text = SchemaWriter(request.schema, text, text).write()
+        self.record({"role": "fixed", **entry, "decision": "fixed", "answer": None})
+        return make_choice(text, None, self.room(request, prompt), request, prompt)
+
+    def record(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """Log a decision: a line on stderr, and an entry of the log that can be asked for."""
+        self.entries.append(entry)
+        log(decision_line(entry))
+        return entry
+
+    def settle(self, job: Job, reached: bool) -> None:
+        """Count what a job has delivered, or give it back if its client has not got it.
+
+        A loop counts once its client has seen enough of it to leave.
+        """
+        for choice in job.choices:
+            delivery = choice.delivery
+            if delivery is None or choice.entry is None or choice.entry["verdict"] == "lost":
+                continue
+            looped = delivery.outcome == "loop" and choice.length(job.sent) >= ENOUGH_OF_A_LOOP
+            lost = not (reached or looped) or (job.fault is not None and job.fault not in DELIVERING_FAULTS)
+            verdict = "no_answer" if job.fault == "null-content" else choice.verdict
+            self.deliveries.settle(delivery, None if lost else verdict)
+            choice.entry["verdict"] = "lost" if lost else verdict
+
+    def refusal(self, request: ChatRequest, miss: Miss) -> RequestError:
         """Why there is no answer."""
+        texts = request.prompts[0].user_texts
+        closest = shown(miss.closest.name) if miss.closest else "none"
+        detail = f"; closest {closest}, asked {quoted(texts[0] if texts else '')}"
         known = f"{len(self.questions)} known questions"
         if miss.closest is not None and miss.rival is not None:
             pair = f"{shown(miss.closest.name)} and {shown(miss.rival.name)}"
-            return f"the prompt is too close to both {pair} of the {known} (distance {miss.distance:.2f})"
-        distances = f"closest distance {miss.distance:.2f}, accepted up to {ACCEPTED_DISTANCE:.2f}"
-        return f"the prompt matches none of the {known} ({distances})"
+            message = f"the prompt is too close to both {pair} of the {known} (distance {miss.distance:.2f})"
+        else:
+            accepted = f"accepted up to {self.settings.match_threshold:.2f}"
+            distances = f"closest distance {miss.distance:.2f}, {accepted}"
+            message = f"the prompt matches none of the {known} ({distances})"
+        self.entries.append({"role": "none", **match_view(miss), "decision": "refused", "answer": None})
+        return RequestError(400, "invalid_request_error", message, detail)
 
 
-def decision_line(match: Match, delivery: Delivery) -> str:
-    """The log line of an answer."""
-    verdict = "right" if delivery.right else "wrong"
-    found = f"{match.how}, distance {match.distance:.2f}, delivery {delivery.number}"
-    return f"{shown(match.question.name)} {verdict}: answered {shown(delivery.answer)} ({found})"
+def match_view(match: Match | Miss) -> dict[str, Any]:
+    """What the log says of a match."""
+    if isinstance(match, Match):
+        return {"question": match.question.name, "matched_by": match.how, "distance": round(match.distance, 4)}
+    return {"question": None, "matched_by": None, "distance": round(match.distance, 4)}
 
 
-# ---- HTTP ------------------------------------------------------------------------------------------
+def decision_line(entry: Mapping[str, Any]) -> str:
+    """The log line of a decision."""
+    asked = shown(entry["question"]) if entry["question"] else "unknown question"
+    decision = entry["decision"] if entry["role"] in ("solver", "none") else f"{entry['role']} {entry['decision']}"
+    answered = f": answered {shown(entry['answer'])}" if entry["answer"] is not None else ""
+    details = [entry["matched_by"] or "no match", f"distance {entry['distance']:.2f}"]
+    details += [f"{name} {entry[name]}" for name in ("delivery", "attempt", "fault") if entry.get(name) is not None]
+    return f"{asked} {decision}{answered} ({', '.join(details)})"
 
 
-def json_response(value: object, status: int = 200) -> flask.Response:
-    """A JSON reply with the content type llama-server gives it."""
-    return flask.Response(compact_json(value), status, content_type="application/json; charset=utf-8")
+def context_error(tokens: int, context: int) -> RequestError:
+    """The error for a prompt that does not fit."""
+    problem = f"request ({tokens} tokens) exceeds the available context size ({context} tokens), try increasing it"
+    more = {"n_prompt_tokens": tokens, "n_ctx": context}
+    return RequestError(400, "exceed_context_size_error", problem, more=more)
 
 
-def error_response(status: int, kind: str, message: str) -> flask.Response:
-    """An error reply."""
-    return json_response({"error": {"code": status, "message": message, "type": kind}}, status)
+# ---- serving ---------------------------------------------------------------------------------------
+
+KEEP_ALIVE_REQUESTS = 100
+KEEP_ALIVE_SECONDS = 5.0
+TRANSFER_SECONDS = 600.0  # for a client to send the rest of a request, or to take in more of a reply
+HEAD_LIMIT = 1 << 16
+BODY_LIMIT = 1 << 26
+READ_SIZE = 1 << 16
+CLIENT_FIELDS = {"CONTENT_TYPE": "", "CONTENT_LENGTH": ""}
 
 
-def chat_response(simulator: Simulator, raw: bytes) -> flask.Response:
-    """The reply to the body of a chat request, whole or as a stream."""
-    try:
-        request = read_request(raw)
-        reply = simulator.reply(request)
-    except RequestError as error:
-        log(f"refused {error.status}: {quoted(error, 200)}{error.detail}")
-        return error_response(error.status, error.kind, str(error))
-    if not request.stream:
-        return json_response(completion(reply))
-    events = event_stream(reply, request.include_usage)
-    return flask.Response(events, content_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+class Client(socketserver.BaseRequestHandler):
+    """One connection: reads requests, has the application answer them, writes its replies."""
+
+    request: socket.socket
+    server: HttpServer
+
+    def setup(self) -> None:
+        """Prepare to read and write."""
+        self.unread = bytearray()
+        self.patience = 0.0
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(TRANSFER_SECONDS))
+        self.poll = select.poll()
+        self.poll.register(self.request, select.POLLIN)
+
+    def handle(self) -> None:
+        """Serve the requests of one connection, as many as it may carry."""
+        try:
+            for left in reversed(range(KEEP_ALIVE_REQUESTS)):
+                environ = self.read_request()
+                if environ is None or not self.respond(environ, last=left == 0):
+                    return
+        except HangupError as end:
+            if end.reset:  # close() then sends no FIN, but a reset
+                self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.request.close()
+        except BadRequestError as error:
+            log(f"refused 400: {error}")
+            with contextlib.suppress(OSError):
+                self.refuse()
+        except OSError:
+            pass  # the client is gone, or too slow
+
+    def refuse(self) -> None:
+        """Say that this is no request. What the client still sends is read: left unread, it would undo the reply."""
+        line = "HTTP/1.1 400 Bad Request\r\nServer: llama.cpp\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        self.request.sendall(line.encode())
+        self.request.shutdown(socket.SHUT_WR)
+        while len(self.unread) < BODY_LIMIT and self.receive(KEEP_ALIVE_SECONDS):
+            pass
+
+    def has_left(self) -> bool:
+        """Whether the client has closed the connection, or its half of it."""
+        return self.wait(0)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait, at most until the client leaves; returns whether it has left."""
+        deadline = time.monotonic() + seconds
+        while True:
+            remaining = deadline - time.monotonic()
+            if self.poll.poll(max(0.0, remaining) * 1000):
+                try:
+                    if not self.request.recv(1, socket.MSG_PEEK):
+                        return True
+                except OSError:
+                    return True
+                time.sleep(max(0.0, deadline - time.monotonic()))  # it has sent its next request ahead
+            if remaining <= 0 or deadline <= time.monotonic():
+                return False
+
+    def read_request(self) -> dict[str, Any] | None:
+        """The next request as WSGI has it; None when no more comes. Raises BadRequestError and OSError."""
+        while (end := self.unread.find(b"\r\n\r\n")) < 0:
+            if len(self.unread) > HEAD_LIMIT:
+                break
+            try:
+                if not self.receive(TRANSFER_SECONDS if self.unread else KEEP_ALIVE_SECONDS):
+                    return None
+            except TimeoutError:
+                return None
+        if not 0 <= end <= HEAD_LIMIT:
+            raise BadRequestError("the head of a request is too long")
+        head = self.unread[:end].decode("latin-1").lstrip("\r\n")
+        del self.unread[: end + 4]
+        environ = self.read_head(head)
+        if environ.get("HTTP_EXPECT", "").lower() == "100-continue":
+            self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = self.read_body(environ)
+        environ.update({"CONTENT_LENGTH": str(len(body)), "wsgi.input": io.BytesIO(body)})
+        return environ
+
+    def receive(self, seconds: float) -> bool:
+        """Wait for more from the client; returns whether something came before it closed. Raises TimeoutError.
+
+        The kernel keeps the time: a time-out of Python's costs a system call more for each read and write.
+        """
+        if seconds != self.patience:
+            self.patience = seconds
+            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(seconds))
+        try:
+            data = self.request.recv(READ_SIZE)
+        except BlockingIOError:
+            raise TimeoutError from None
+        self.unread += data
+        return bool(data)
+
+    def read_head(self, head: str) -> dict[str, Any]:
+        """The request line and the header fields as WSGI has them."""
+        first, *lines = head.split("\r\n")
+        parts = first.split(" ")
+        if len(parts) != 3 or not re.fullmatch(r"HTTP/1\.[01]", parts[2]) or not parts[1]:
+            raise BadRequestError(f"{quoted(first)} is no HTTP request")
+        method, target, protocol = parts
+        path, _, query = re.sub(r"^https?://[^/?]*", "", target).partition("?")
+        environ = {
+            "REQUEST_METHOD": method,
+            "SCRIPT_NAME": "",
+            "PATH_INFO": urllib.parse.unquote_to_bytes(path).decode("latin-1"),
+            "QUERY_STRING": query,
+            "SERVER_PROTOCOL": protocol,
+            **self.server.base_environ,
+            "simulator.connection": self,
+        }
+        for line in lines:
+            name, colon, value = line.partition(":")
+            if not colon or not name or name != name.strip():
+                raise BadRequestError(f"{quoted(line)} is no header field")
+            key = name.upper().replace("-", "_")
+            environ[key if key in CLIENT_FIELDS else "HTTP_" + key] = value.strip()
+        return environ
+
+    def read_body(self, environ: dict[str, Any]) -> bytes:
+        """The body of a request, if it has one."""
+        if "chunked" in environ.pop("HTTP_TRANSFER_ENCODING", "").lower():
+            return self.read_chunks()
+        length = environ.get("CONTENT_LENGTH") or "0"
+        if not re.fullmatch(r"[0-9]{1,12}", length, re.ASCII):
+            raise BadRequestError(f"Content-Length is {quoted(length)}")
+        return self.take(int(length))
+
+    def read_chunks(self) -> bytes:
+        """A body that comes in chunks."""
+        body = bytearray()
+        while True:
+            size = re.match(r"\s*([0-9a-f]{1,8})\s*(?:;|$)", self.take_line(), re.IGNORECASE)
+            if size is None or len(body) > BODY_LIMIT:
+                raise BadRequestError("a chunk of a body has no sane size")
+            if not int(size[1], 16):
+                while self.take_line():
+                    pass  # trailers
+                return bytes(body)
+            body += self.take(int(size[1], 16))
+            self.take_line()
+
+    def take(self, count: int) -> bytes:
+        """The next bytes."""
+        if count > BODY_LIMIT:
+            raise BadRequestError(f"a body of {count} bytes is too long")
+        while len(self.unread) < count:
+            if not self.receive(TRANSFER_SECONDS):
+                raise BadRequestError("the body of a request is cut short")
+        taken = bytes(self.unread[:count])
+        del self.unread[:count]
+        return taken
+
+    def take_line(self) -> str:
+        """The next line, without its end."""
+        while (end := self.unread.find(b"\r\n")) < 0:
+            if len(self.unread) > HEAD_LIMIT or not self.receive(TRANSFER_SECONDS):
+                raise BadRequestError("a line of a request is cut short, or too long")
+        return self.take(end + 2)[:-2].decode("latin-1")
+
+    def respond(self, environ: dict[str, Any], last: bool) -> bool:
+        """Answer a request; returns whether the connection stays open. Raises HangupError and OSError."""
+        started: list[Any] = []
+
+        def start_response(status: str, headers: list[tuple[str, str]], _exc_info: object = None) -> Any:
+            started[:] = [status, headers]
+            return None
+
+        body = self.server.app(environ, start_response)
+        try:
+            items = iter(body)
+            first = next(items, b"")
+            status, headers = started
+            sized = any(name.lower() == "content-length" for name, _ in headers)
+            modern = environ["SERVER_PROTOCOL"] == "HTTP/1.1"
+            asked_to_close = "close" in environ.get("HTTP_CONNECTION", "").lower()
+            stays = modern and not (last or asked_to_close or status[0] in "45")
+            head = self.head(environ, status, headers, stays, chunked=modern and not sized)
+            if environ["REQUEST_METHOD"] == "HEAD":
+                self.request.sendall(head)
+                return stays
+            frame = as_chunk if modern and not sized else bytes
+            self.request.sendall(head + frame(first))
+            for item in items:
+                self.request.sendall(frame(item))
+            if modern and not sized:
+                self.request.sendall(b"0\r\n\r\n")
+            return stays
+        finally:
+            body.close()  # type: ignore[attr-defined]  # of the generator, which frees its slot
+
+    def head(
+        self, environ: Mapping[str, Any], status: str, headers: Iterable[tuple[str, str]], stays: bool, chunked: bool
+    ) -> bytes:
+        """The head of a reply, with the fields that llama-server gives to each."""
+        lines = [f"HTTP/1.1 {status}", "Server: llama.cpp"]
+        lines.append(f"Access-Control-Allow-Origin: {environ.get('HTTP_ORIGIN', '')}")
+        lines += [f"{name}: {value}" for name, value in headers]
+        if chunked:
+            lines.append("Transfer-Encoding: chunked")
+        if stays:
+            lines.append(f"Keep-Alive: timeout={KEEP_ALIVE_SECONDS:.0f}, max={KEEP_ALIVE_REQUESTS}")
+        else:
+            lines.append("Connection: close")
+        if environ["REQUEST_METHOD"] == "HEAD":
+            lines.append("Accept-Ranges: bytes")
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
 
 
-def http_error_response(error: HTTPError) -> flask.Response:
-    """llama-server knows no 405: a wrong method is a path that is not there."""
-    if error.code in (404, 405):
-        missing = {"message": "File Not Found", "type": "not_found_error", "code": 404}
-        return json_response({"error": missing}, 404)
-    return error_response(error.code or 500, "server_error", error.description or "internal error")
+def timeval(seconds: float) -> bytes:
+    """A time as the kernel takes it."""
+    return struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
 
 
-def build_app(simulator: Simulator) -> flask.Flask:
-    """The web application: its routes and error replies."""
-    app = flask.Flask(PROGRAM, static_folder=None)
-    app.url_map.merge_slashes = False
-    app.register_error_handler(HTTPError, http_error_response)
-
-    @app.get("/health")
-    def health_route() -> flask.Response:
-        return json_response({"status": "ok"})
-
-    @app.get("/props")
-    def props_route() -> flask.Response:
-        return json_response(props())
-
-    @app.get("/models")
-    @app.get("/v1/models")
-    def models_route() -> flask.Response:
-        return json_response(models())
-
-    @app.post("/chat/completions")
-    @app.post("/v1/chat/completions")
-    def chat_route() -> flask.Response:
-        return chat_response(simulator, flask.request.get_data())
-
-    return app
+def as_chunk(data: bytes) -> bytes:
+    """The data as a chunk of a body; nothing for none, which would be the end."""
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 
-class QuietHandler(WSGIRequestHandler):
-    """Serves HTTP/1.1 without an access log: the decision lines are the log."""
+class HttpServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    """Serves a WSGI application with one thread for each connection."""
 
-    protocol_version = "HTTP/1.1"
+    daemon_threads = True
+    block_on_close = False
 
-    def log(self, type: str, message: str, *args: Any) -> None:
-        """Say nothing."""
+    def __init__(self, bound: socket.socket, app: flask.Flask) -> None:
+        """Take a socket that listens."""
+        super().__init__(bound.getsockname()[:2], Client, bind_and_activate=False)
+        self.socket.close()
+        self.socket = bound
+        self.port = bound.getsockname()[1]
+        self.app = app
+        self.base_environ = {
+            "SERVER_NAME": str(bound.getsockname()[0]),
+            "SERVER_PORT": str(self.port),
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "http",
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": False,
+            "wsgi.run_once": False,
+        }
 
-    def version_string(self) -> str:
-        """The name in the Server header."""
-        return "llama.cpp"
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log what no handler has foreseen."""
+        log(f"internal error: {traceback.format_exc()}")
 
 
-def listen(host: str, port: int, app: flask.Flask) -> BaseWSGIServer:
-    """A server bound to the address, a free port for port 0; raises AddressError."""
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at the address, at a free port for port 0; raises AddressError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        bound = socket.create_server((host, port), family=family, backlog=1024)
+        return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, UnicodeError) as error:
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             other = port + 1 if port < 65535 else port - 1
@@ -1168,11 +2737,353 @@ def listen(host: str, port: int, app: flask.Flask) -> BaseWSGIServer:
             raise AddressError(f"port {port} of {host} is in use; {advice}") from error
         reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
         raise AddressError(f"cannot listen on {quoted(host)} port {port}: {reason}") from error
-    with bound:  # the server works on a duplicate of this socket
-        return make_server(host, port, app, threaded=True, request_handler=QuietHandler, fd=bound.fileno())
 
 
-# ---- command line ----------------------------------------------------------------------------------
+# ---- responses -------------------------------------------------------------------------------------
+
+HANG_SECONDS = 3600.0
+DRIP_SECONDS = 0.2
+
+
+def json_response(value: object, status: int = 200) -> flask.Response:
+    """A JSON reply with the content type llama-server gives it."""
+    return flask.Response(encoded(compact_json(value)), status, content_type="application/json; charset=utf-8")
+
+
+def error_response(error: RequestError) -> flask.Response:
+    """An error reply."""
+    told = {"code": error.status, "message": str(error), "type": error.kind, **error.more}
+    return json_response({"error": told}, error.status)
+
+
+def plain_error(status: int, kind: str, message: str) -> flask.Response:
+    """An error reply of the server itself, not of a handler: its keys stand in another order."""
+    return json_response({"error": {"message": message, "type": kind, "code": status}}, status)
+
+
+def status_response(kind: str) -> flask.Response:
+    """The reply of a fault that is no more than a status."""
+    headers, error_type, message = STATUS_FAULTS[kind]
+    status = int(kind)
+    if error_type == "html":
+        page = ERROR_PAGE.format(f"{status} {message}")
+        return flask.Response(page, status, headers, content_type="text/html")
+    response = plain_error(status, error_type, message)
+    response.headers.extend(headers)
+    return response
+
+
+def paced(job: Job, connection: Client) -> Iterator[tuple[int, int] | None]:
+    """The tokens of a job as they come due, as ranges; None for a sign of life while none does.
+
+    Raises HangupError when the client leaves.
+    """
+    position = 0
+    while position < job.total:
+        remaining = job.due(position) - time.perf_counter()
+        if remaining > 0:
+            if connection.wait(min(remaining, PING_SECONDS)):
+                raise HangupError
+            if remaining > PING_SECONDS and position:
+                yield None
+            continue
+        if position == 0:
+            job.prompt_is_read()
+        upto = min(max(job.decoded(), position + 1), position + BATCH)
+        yield position, upto
+        position = upto
+
+
+def streamed(stream: Stream, job: Job, simulator: Simulator, connection: Client) -> Iterator[bytes]:
+    """The bytes of a streamed reply but for its ending, with what its fault makes of them."""
+    middle = job.total // 2 if job.fault in BREAKING_FAULTS else job.total
+    with simulator.slots.held(job, connection.has_left):
+        for part in paced(job, connection):
+            if part is None:
+                yield b":\n\n"
+                continue
+            start, stop = part
+            yield encoded(stream.tokens(start, min(stop, middle)))
+            job.sent = stop
+            if stop > middle:
+                yield from broken_off(job.fault)
+                return
+        simulator.metrics.count(job)
+
+
+def broken_off(fault: str | None) -> Iterator[bytes]:
+    """What a fault does in the middle of a stream; raises HangupError where the connection ends with it."""
+    if fault in ("reset-body", "short-body"):
+        raise HangupError(reset=fault == "reset-body")
+    if fault == "cut-json":
+        yield b'data: {"choices":[{"finish_reason":null,"index":0,"delta":{"con'
+    else:
+        error = {"code": 500, "message": "simulated: the server has failed in mid-stream", "type": "server_error"}
+        yield encoded(f"data: {compact_json({'error': error})}\n\n")
+
+
+def chat_response(simulator: Simulator, request: ChatRequest, connection: Client) -> flask.Response:
+    """The reply to a chat request, whole or as a stream, with what a fault makes of it."""
+    job = simulator.job(request)
+    if job.fault in STATUS_FAULTS:
+        return status_response(job.fault)
+    if job.fault == "error-200":
+        return json_response({"error": {"code": 500, "message": "simulated: an error", "type": "server_error"}})
+    if job.fault in UNGENERATED_FAULTS:
+        if job.fault == "hang":
+            connection.wait(HANG_SECONDS)
+        return hang_up(reset=job.fault == "reset")
+    if request.stream:
+        stream = Stream(job, simulator)
+        body = delivered(job, simulator, streamed(stream, job, simulator, connection), stream.ending)
+        body = dripping(body, connection) if job.fault == "drip" else body
+        return flask.Response(body, content_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    return whole_response(job, simulator, connection)
+
+
+def whole_response(job: Job, simulator: Simulator, connection: Client) -> flask.Response:
+    """A reply that is not streamed. A client that leaves does not end the work on it, as in llama-server."""
+    try:
+        with simulator.slots.held(job, connection.has_left):
+            sleep_until(job.due(0))
+            job.prompt_is_read()
+            sleep_until(job.due(job.total - 1))
+            data = encoded(compact_json(completion(job, simulator)))
+            simulator.metrics.count(job)
+    except HangupError:
+        simulator.settle(job, reached=False)
+        return hang_up()
+    if job.fault == "cut-json":
+        data = data[: len(data) // 2]
+    body = delivered(job, simulator, first_half(data, job.fault), lambda: data)
+    response = flask.Response(
+        dripping(body, connection) if job.fault == "drip" else body, content_type="application/json; charset=utf-8"
+    )
+    response.content_length = len(data)
+    return response
+
+
+def sleep_until(due: float) -> None:
+    """Wait for a value of `perf_counter`. Even a wait of no time at all would cost some."""
+    remaining = due - time.perf_counter()
+    if remaining > 0:
+        time.sleep(remaining)
+
+
+def first_half(data: bytes, fault: str | None) -> Iterator[bytes]:
+    """Half of a reply, after which the connection ends, if the fault is of that kind; else nothing."""
+    if fault in ("reset-body", "short-body"):
+        yield data[: len(data) // 2]
+        raise HangupError(reset=fault == "reset-body")
+
+
+def delivered(job: Job, simulator: Simulator, body: Iterator[bytes], ending: Callable[[], bytes]) -> Iterator[bytes]:
+    """The body and its ending. The job is settled in between, so that who has read all finds it counted."""
+    reached = False
+    try:
+        yield from body
+        simulator.settle(job, reached=True)
+        yield ending()
+        reached = True
+    finally:
+        if not reached:
+            simulator.settle(job, reached=False)
+
+
+def dripping(body: Iterator[bytes], connection: Client) -> Iterator[bytes]:
+    """The body byte by byte, slowly."""
+    with contextlib.closing(body):  # type: ignore[type-var]
+        for data in body:
+            for place in range(len(data)):
+                if connection.wait(DRIP_SECONDS):
+                    raise HangupError
+                yield data[place : place + 1]
+
+
+def hang_up(reset: bool = False) -> flask.Response:
+    """No reply: the connection ends."""
+
+    def nothing() -> Iterator[bytes]:
+        raise HangupError(reset=reset)
+        yield b""
+
+    return flask.Response(nothing())
+
+
+# ---- routes ----------------------------------------------------------------------------------------
+
+CORS = {
+    "Access-Control-Allow-Credentials": "true",
+    "Access-Control-Allow-Methods": "GET, POST, DELETE, OPTIONS",
+    "Access-Control-Allow-Headers": "*",
+}
+PUBLIC = frozenset({"/health", "/v1/health"})
+
+
+def check_key(settings: Settings) -> None:
+    """Raise RequestError unless a request that needs a key has one."""
+    if not settings.keys or flask.request.path in PUBLIC:
+        return
+    given = flask.request.headers.get("Authorization", "") or flask.request.headers.get("X-Api-Key", "")
+    known = [hmac.compare_digest(given.removeprefix("Bearer ").encode(), key.encode()) for key in settings.keys]
+    if not any(known):
+        raise ServerError(401, "authentication_error", "Invalid API Key")
+
+
+def build_app(simulator: Simulator) -> flask.Flask:
+    """The web application: its routes and error replies."""
+    settings = simulator.settings
+    ready = time.monotonic() + settings.load_time
+    app = flask.Flask(PROGRAM, static_folder=None)
+    app.url_map.merge_slashes = False
+    app.register_error_handler(HTTPError, http_error_response)
+    app.register_error_handler(RequestError, refused)
+
+    @app.before_request
+    def before() -> flask.Response | None:
+        if flask.request.method == "OPTIONS":
+            return flask.Response("", headers=CORS, content_type="text/html")
+        check_key(settings)
+        if time.monotonic() < ready:
+            raise ServerError(503, "unavailable_error", "Loading model")
+        return None
+
+    add_server_routes(app, simulator)
+    add_generation_routes(app, simulator)
+    add_simulator_routes(app, simulator)
+    return app
+
+
+def refused(error: RequestError) -> flask.Response:
+    """The reply to a request that cannot be answered."""
+    if isinstance(error, ServerError):
+        return plain_error(error.status, error.kind, str(error))
+    log(f"refused {error.status}: {quoted(error, 200)}{error.detail}")
+    return error_response(error)
+
+
+def http_error_response(error: HTTPError) -> flask.Response:
+    """llama-server knows no 405: a wrong method is a path that is not there."""
+    if error.code in (404, 405):
+        return plain_error(404, "not_found_error", "File Not Found")
+    return error_response(RequestError(error.code or 500, "server_error", error.description or "internal error"))
+
+
+def add_server_routes(app: flask.Flask, simulator: Simulator) -> None:
+    """What llama-server tells of itself."""
+    settings = simulator.settings
+
+    @app.get("/health")
+    @app.get("/v1/health")
+    def health_route() -> flask.Response:
+        return json_response({"status": "ok"})
+
+    @app.get("/props")
+    def props_route() -> flask.Response:
+        return json_response(props(settings))
+
+    @app.post("/props")
+    def change_props_route() -> flask.Response:
+        raise unsupported("changing global properties", "--props")
+
+    @app.get("/models")
+    @app.get("/v1/models")
+    def models_route() -> flask.Response:
+        return json_response(models(settings))
+
+    @app.get("/slots")
+    def slots_route() -> flask.Response:
+        if not settings.slots_endpoint:
+            raise unsupported("slots endpoint", "--slots")
+        if flask.request.args.get("fail_on_no_slot") and simulator.slots.counts()[0] == settings.slots:
+            raise RequestError(503, "unavailable_error", "no slot available")
+        return json_response([slot_view(slot, settings) for slot in simulator.slots.slots])
+
+    @app.get("/metrics")
+    def metrics_route() -> flask.Response:
+        if not settings.metrics:
+            raise unsupported("metrics endpoint", "--metrics")
+        started = {"Process-Start-Time-Unix": str(simulator.metrics.start_time)}
+        text = simulator.metrics.text(*simulator.slots.counts())
+        return flask.Response(text, headers=started, content_type="text/plain; version=0.0.4")
+
+
+def unsupported(what: str, option: str) -> RequestError:
+    """The error for what the server was not started with."""
+    return RequestError(501, "not_supported_error", f"This server does not support {what}. Start it with `{option}`")
+
+
+def add_generation_routes(app: flask.Flask, simulator: Simulator) -> None:
+    """What takes a prompt."""
+    settings = simulator.settings
+
+    @app.post("/chat/completions")
+    @app.post("/v1/chat/completions")
+    def chat_route() -> flask.Response:
+        return chat_response(simulator, read_chat(flask.request.get_data(), settings), connection())
+
+    @app.post("/v1/completions")
+    def completions_route() -> flask.Response:
+        return chat_response(simulator, read_text_completion(flask.request.get_data(), settings), connection())
+
+    @app.post("/chat/completions/input_tokens")
+    @app.post("/v1/chat/completions/input_tokens")
+    def input_tokens_route() -> flask.Response:
+        count = read_chat(flask.request.get_data(), settings).prompts[0].tokens
+        return json_response({"input_tokens": count, "object": "response.input_tokens"})
+
+    @app.post("/apply-template")
+    def template_route() -> flask.Response:
+        return json_response({"prompt": read_chat(flask.request.get_data(), settings).prompts[0].rendered})
+
+    @app.post("/tokenize")
+    def tokenize_route() -> flask.Response:
+        body = read_object(flask.request.get_data())
+        tokens: list[Any] = tokenize(str(body.get("content", "")))
+        if body.get("with_pieces"):
+            tokens = [{"id": token, "piece": token_piece(token)} for token in tokens]
+        return json_response({"tokens": tokens})
+
+    @app.post("/detokenize")
+    def detokenize_route() -> flask.Response:
+        tokens = read_object(flask.request.get_data()).get("tokens", [])
+        known = [token_bytes(token) for token in tokens if isinstance(token, int)] if isinstance(tokens, list) else []
+        return json_response({"content": b"".join(known).decode("utf-8", "replace")})
+
+
+def connection() -> Client:
+    """The connection over which the current request has come."""
+    client: Client = flask.request.environ["simulator.connection"]
+    return client
+
+
+def token_piece(token: int) -> str | list[int]:
+    """A token as text, or as bytes where it is only a part of a character."""
+    raw = token_bytes(token)
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return list(raw)
+
+
+def add_simulator_routes(app: flask.Flask, simulator: Simulator) -> None:
+    """What only a simulator has."""
+
+    @app.get("/simulator/expected")
+    def expected_route() -> flask.Response:
+        return json_response(simulator.deliveries.expected())
+
+    @app.get("/simulator/log")
+    def log_route() -> flask.Response:
+        return json_response(list(simulator.entries))
+
+    @app.post("/simulator/reset")
+    def reset_route() -> flask.Response:
+        simulator.reset()
+        return json_response({"status": "ok"})
+
+
+# ---- values ----------------------------------------------------------------------------------------
 
 
 class Parser(argparse.ArgumentParser):
@@ -1183,19 +3094,98 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def success_rate(text: str) -> float:
+def share(text: str) -> float:
     """A share from 0 to 1."""
+    return number(text, 0, 1)
+
+
+def number(text: str, low: float, high: float) -> float:
+    """A number within bounds; raises ArgumentTypeError."""
     with contextlib.suppress(ValueError):
-        if 0 <= float(text) <= 1:
+        if low <= float(text) <= high:
             return float(text)
-    raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {quoted(text)}")
+    raise argparse.ArgumentTypeError(f"must be a number from {low:g} to {high:g}, not {quoted(text)}")
+
+
+def seconds(text: str) -> float:
+    """A time of at most a day."""
+    return number(text, 0, 86400)
+
+
+def speed(text: str) -> float:
+    """Tokens per second; 0 for no limit."""
+    return number(text, 0, 1e6)
+
+
+def spread(text: str) -> float:
+    """The standard deviation of a logarithm."""
+    return number(text, 0, 3)
+
+
+def nearness(text: str) -> float:
+    """A Levenshtein distance over the longer length, up to which texts are the same question."""
+    return number(text, 0, 0.9)
+
+
+def whole(text: str, low: int, high: int) -> int:
+    """A whole number within bounds; raises ArgumentTypeError."""
+    if re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) and low <= int(text) <= high:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be a number from {low} to {high}, not {quoted(text)}")
 
 
 def port_number(text: str) -> int:
     """A TCP port, or 0."""
-    if re.fullmatch(r"[0-9]{1,5}", text, re.ASCII) and int(text) <= 65535:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"must be a number from 0 to 65535, not {quoted(text)}")
+    return whole(text, 0, 65535)
+
+
+def slot_count(text: str) -> int:
+    """How many requests at a time."""
+    return whole(text, 1, 10_000)
+
+
+def token_count(text: str) -> int:
+    """A number of tokens."""
+    return whole(text, 0, 10_000_000)
+
+
+def attempt_count(text: str) -> int:
+    """A number of attempts."""
+    return whole(text, 0, 1000)
+
+
+def unmatched_reply(text: str) -> str | None:
+    """What `fixed:TEXT` says; None for `error`."""
+    if text == "error":
+        return None
+    kind, colon, reply = text.partition(":")
+    if kind != "fixed" or not colon:
+        raise argparse.ArgumentTypeError(f"must be error or fixed:TEXT, not {quoted(text)}")
+    return reply
+
+
+def fault_list(text: str) -> tuple[tuple[str, float], ...]:
+    """The kinds and rates in `KIND:RATE[,...]`."""
+    faults = []
+    for item in text.split(","):
+        kind, colon, rate = (part.strip() for part in item.partition(":"))
+        if kind not in FAULTS or not colon:
+            known = ", ".join(FAULTS)
+            raise argparse.ArgumentTypeError(f"{quoted(item)} is not KIND:RATE with one of the kinds {known}")
+        faults.append((kind, share(rate)))
+    if math.fsum(rate for _, rate in faults) > 1 + 1e-9:
+        raise argparse.ArgumentTypeError(f"the rates of {quoted(text)} sum to more than 1")
+    return tuple(faults)
+
+
+# ---- options ---------------------------------------------------------------------------------------
+
+
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells the defaults of the options that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if isinstance(action.default, bool | tuple | None) else super()._get_help_string(action)
 
 
 def build_parser() -> Parser:
@@ -1204,33 +3194,216 @@ def build_parser() -> Parser:
         prog=PROGRAM,
         allow_abbrev=False,
         description="Pretends to be llama.cpp's llama-server, for testing evaluators without a model.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Formatter,
     )
-    parser.add_argument("--host", default="localhost", help="address to listen on")
-    parser.add_argument("--port", type=port_number, default=8033, help="port to listen on; 0 picks a free one")
-    parser.add_argument(
-        "--success-rate",
-        type=success_rate,
-        metavar="RATE",
-        default=0.8,
-        help="share of right answers, 0 to 1: of a dataset's N questions exactly RATE*N, halves rounded "
-        "up, are answered rightly in each pass over it",
-    )
-    parser.add_argument(
+    add_question_options(parser.add_argument_group("what it knows"))
+    add_success_options(parser.add_argument_group("how often it is right"))
+    add_model_options(parser.add_argument_group("how its model answers"))
+    add_speed_options(parser.add_argument_group("how fast it is"))
+    add_server_options(parser.add_argument_group("how it serves"))
+    add_fault_options(parser.add_argument_group("what goes wrong"))
+    return parser
+
+
+Group = argparse._ArgumentGroup  # argparse gives the class of its groups no public name
+
+
+def add_question_options(group: Group) -> None:
+    """The options for the questions."""
+    group.add_argument(
         "--dataset",
         metavar="NAMES",
         default="aime,aime2025",
         help=f"comma-separated list of datasets: {KNOWN_DATASETS}",
     )
-    parser.add_argument(
+    group.add_argument(
         "--dataset-split",
         metavar="SPLIT",
         default="train",
         help="split of the datasets given by their Hugging Face name; the others have only one, "
         "which is read whatever this says",
     )
-    parser.add_argument("--seed", type=int, default=0, help="decides which questions are answered wrongly")
-    return parser
+    group.add_argument(
+        "--match-threshold",
+        type=nearness,
+        metavar="DISTANCE",
+        default=0.3,
+        help="Levenshtein distance, over the longer length, up to which a part of a prompt is a known question",
+    )
+    group.add_argument(
+        "--unmatched",
+        type=unmatched_reply,
+        metavar="REPLY",
+        default="error",
+        help="what a prompt without a known question gets: error, or the text in fixed:TEXT",
+    )
+
+
+def add_success_options(group: Group) -> None:
+    """The options for what becomes of each answer."""
+    group.add_argument("--seed", type=int, default=0, help="decides all that is left to chance")
+    group.add_argument(
+        "--success-rate",
+        type=share,
+        metavar="RATE",
+        default=0.8,
+        help="share of right answers, 0 to 1: of a dataset's N questions exactly RATE*N, halves rounded "
+        "up, are answered rightly in each pass over it",
+    )
+    group.add_argument(
+        "--success-mode",
+        choices=("exact", "random"),
+        default="exact",
+        help="exactly the shares asked for in each pass, or a draw for each answer",
+    )
+    rates = {
+        "truncate": "cut at the token limit before the answer",
+        "no-answer": "complete, and without an answer",
+        "loop": "the same sentence again and again, up to the token limit",
+    }
+    for name, meaning in rates.items():
+        group.add_argument(
+            f"--{name}-rate", type=share, metavar="RATE", default=0.0, help=f"share of replies that are {meaning}"
+        )
+    group.add_argument(
+        "--wrong-answer",
+        choices=WRONG_ANSWERS,
+        default="plus-one",
+        help="what is answered instead of the right answer; never that itself",
+    )
+    group.add_argument(
+        "--judge-error-rate",
+        type=share,
+        metavar="RATE",
+        default=0.0,
+        help="share of the prompts to a judge that are judged wrongly",
+    )
+
+
+def add_model_options(group: Group) -> None:
+    """The options for the text of replies."""
+    group.add_argument(
+        "--answer-format",
+        choices=ANSWER_FORMATS,
+        default="auto",
+        help="how an answer is written; auto: JSON to prompts that ask for it, else boxed; mixed: any of the others",
+    )
+    group.add_argument(
+        "--reasoning",
+        choices=("none", "field", "inline"),
+        default="none",
+        help="whether the model thinks first: in reasoning_content, or between <think> and </think> in the content",
+    )
+    group.add_argument(
+        "--tokens",
+        type=token_count,
+        metavar="N",
+        default=0,
+        help="length of replies, filled with thoughts or steps; 0: no longer than the answer needs",
+    )
+
+
+def add_speed_options(group: Group) -> None:
+    """The options for latency and slots."""
+    group.add_argument("--ttft", type=seconds, metavar="SECONDS", default=0.0, help="time to the first token")
+    group.add_argument(
+        "--tokens-per-second", type=speed, metavar="N", default=0.0, help="speed of each slot; 0: no limit"
+    )
+    group.add_argument(
+        "--jitter",
+        type=spread,
+        metavar="SIGMA",
+        default=0.0,
+        help="spread of --ttft, --tokens-per-second and --tokens: the standard deviation of their logarithms",
+    )
+    group.add_argument(
+        "-np",
+        "--parallel",
+        "--slots",
+        dest="slots",
+        type=slot_count,
+        metavar="N",
+        default=None,
+        help="requests that are worked on at a time; the others wait (default: 4)",
+    )
+    group.add_argument(
+        "-c",
+        "--ctx-size",
+        type=token_count,
+        metavar="N",
+        default=0,
+        help=f"context in tokens, which the slots of -np share; 0: {MODEL_CONTEXT} for each slot",
+    )
+    group.add_argument(
+        "--load-time", type=seconds, metavar="SECONDS", default=0.0, help="how long it says that it loads its model"
+    )
+
+
+def add_server_options(group: Group) -> None:
+    """The options that llama-server has, too."""
+    group.add_argument("--host", default="localhost", help="address to listen on")
+    group.add_argument("--port", type=port_number, default=8033, help="port to listen on; 0 picks a free one")
+    group.add_argument("--alias", metavar="NAME", default="simulator", help="name of the model")
+    group.add_argument(
+        "--api-key",
+        metavar="KEYS",
+        help="comma-separated keys, of which requests need one; a command line can be read by others on the machine",
+    )
+    group.add_argument("--api-key-file", metavar="FILE", help="file with such keys, one in each line")
+    group.add_argument("--metrics", action="store_true", help="offer GET /metrics")
+    group.add_argument("--no-slots", action="store_true", help="offer no GET /slots")
+
+
+def add_fault_options(group: Group) -> None:
+    """The options for faults."""
+    group.add_argument(
+        "--fault",
+        type=fault_list,
+        metavar="KIND:RATE[,...]",
+        default=(),
+        help="shares of the attempts that fail, and how: " + "; ".join(f"{kind}: {FAULTS[kind]}" for kind in FAULTS),
+    )
+    group.add_argument(
+        "--fault-first",
+        type=attempt_count,
+        metavar="N",
+        default=0,
+        help="the first N attempts at each question fail, in the ways of --fault in turn, or with 503",
+    )
+
+
+def read_settings(options: argparse.Namespace) -> Settings:
+    """The options that decide how the simulator behaves; raises UsageError if they contradict each other."""
+    rates = ("success_rate", "truncate_rate", "no_answer_rate", "loop_rate")
+    if sum(decimal(getattr(options, name)) for name in rates) > 1:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in rates)
+        raise UsageError(f"{names} sum to more than 1")
+    slots = options.slots or DEFAULT_SLOTS
+    context = options.ctx_size or MODEL_CONTEXT
+    if options.ctx_size and options.slots:
+        context = max(1, context // slots)
+    keys = [key.strip() for key in (options.api_key or "").split(",") if key.strip()]
+    if options.api_key_file:
+        keys += read_keys(Path(options.api_key_file))
+    if options.api_key is not None and not keys:
+        raise UsageError("--api-key holds no key")
+    given = {name: getattr(options, name) for name in Settings.__annotations__ if hasattr(options, name)}
+    derived = {"slots": slots, "slot_context": context, "keys": tuple(keys), "slots_endpoint": not options.no_slots}
+    return Settings(**{**given, **derived})
+
+
+def read_keys(path: Path) -> list[str]:
+    """The keys in a file, one in each line; raises UsageError."""
+    try:
+        keys = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the keys in {quoted(path, 200)}: {getattr(error, 'strerror', error)}") from error
+    if not keys:
+        raise UsageError(f"{quoted(path, 200)} holds no key")
+    return keys
+
+
+# ---- command line ----------------------------------------------------------------------------------
 
 
 def banner(url: str, rate: float, questions: Sequence[Question]) -> str:
@@ -1245,18 +3418,18 @@ def banner(url: str, rate: float, questions: Sequence[Question]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: os._exit(0))  # at once: unwinding makes the threads at work complain
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda *_: os._exit(0))  # at once: unwinding makes the threads at work complain
     try:
         options = build_parser().parse_args(argv)
+        settings = read_settings(options)
         questions = load_datasets(parse_datasets(options.dataset), options.dataset_split)
-        simulator = Simulator(questions, options.success_rate, options.seed)
-        server = listen(options.host, options.port, build_app(simulator))
+        server = HttpServer(listen(options.host, options.port), build_app(Simulator(questions, settings)))
     except SimulatorError as error:
         log(f"{PROGRAM}: error: {one_line(error)}")
         return error.exit_code
     host = f"[{options.host}]" if ":" in options.host else options.host
-    print(banner(f"http://{host}:{server.port}", options.success_rate, questions), flush=True)
+    print(banner(f"http://{host}:{server.port}", settings.success_rate, questions), flush=True)
     server.serve_forever(poll_interval=0.1)
     return 0
 

@@ -456,9 +456,9 @@ def test_every_decision_is_one_line(start_simulator: StartSimulator, questions_f
     post(fresh, body_of("What is the capital of France?"))
     post(fresh, {})
     assert re.fullmatch(
-        r"own/q2 wrong: answered 2 \(exact, distance 0\.00, delivery 0\)\n"
-        r"own/q4 wrong: answered 60 \(letters, distance 0\.00, delivery 0\)\n"
-        r"own/q3 wrong: answered 73 \(levenshtein, distance 0\.0[1-9], delivery 0\)\n"
+        r"own/q2 wrong: answered 2 \(exact, distance 0\.00, delivery 0, attempt 0\)\n"
+        r"own/q4 wrong: answered 60 \(letters, distance 0\.00, delivery 0, attempt 0\)\n"
+        r"own/q3 wrong: answered 73 \(levenshtein, distance 0\.0[1-9], delivery 0, attempt 0\)\n"
         r"refused 400: 'the prompt matches none of the 10 known questions \(closest distance [01]\.\d\d, "
         r"accepted up to 0\.30\)'; closest own/q\d, asked 'Solve this\.\\n\\nWhat is the capital of France\?'\n"
         r'refused 400: "\'messages\' is required"\n',
@@ -586,7 +586,7 @@ def test_the_aime_sets_come_from_the_cache_without_a_network(
     assert fresh.banner.endswith("Questions loaded: 120 (aime 90, aime2025 30)\n")
     rows = (SHARED / "data" / "aime2025-II.jsonl").read_text(encoding="utf-8").splitlines()
     assert answer_of(ask(fresh, json.loads(rows[4])["question"])) == 336
-    assert fresh.log() == "aime2025/II-5 right: answered 336 (exact, distance 0.00, delivery 0)\n"
+    assert fresh.log() == "aime2025/II-5 right: answered 336 (exact, distance 0.00, delivery 0, attempt 0)\n"
 
 
 def test_a_hub_dataset_in_the_cache_is_read_with_the_split_asked_for(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from dataclasses import replace
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
@@ -26,7 +27,13 @@ TEXTS = {
     "digits": "How many five-digit numbers have digits that increase strictly from left to right?",
 }
 QUESTIONS = [Question("own", name, text, str(100 + 7 * i)) for i, (name, text) in enumerate(TEXTS.items())]
-MATCHER = simulator.Matcher(QUESTIONS)
+MATCHER = simulator.Matcher(QUESTIONS, 0.3)
+
+
+def settings(**changes: Any) -> Any:
+    """What the simulator does by default, but for these changes."""
+    return replace(simulator.read_settings(simulator.build_parser().parse_args([])), **changes)
+
 
 TEMPLATES = {
     "bare": "{}",
@@ -90,7 +97,7 @@ def aime() -> list[Any]:
 
 @pytest.fixture(scope="module")
 def aime_matcher(aime: list[Any]) -> Any:
-    return simulator.Matcher(aime)
+    return simulator.Matcher(aime, 0.3)
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
@@ -116,7 +123,7 @@ def test_verbatim_aime_questions_are_exact(aime: list[Any], aime_matcher: Any) -
 
 def test_no_aime_question_is_taken_for_another(aime: list[Any]) -> None:
     for left_out in aime:
-        matcher = simulator.Matcher([question for question in aime if question is not left_out])
+        matcher = simulator.Matcher([question for question in aime if question is not left_out], 0.3)
         for change in (str, without_latex):
             assert found(matcher, TEMPLATES["boxed"].format(change(left_out.text))) is None
 
@@ -131,7 +138,7 @@ def test_every_practice_question_is_found_and_kept_from_the_others() -> None:
     if not path.is_file():
         pytest.skip(f"there is no {path}")
     questions = simulator.load_dataset("practice", "")
-    matcher = simulator.Matcher(questions)
+    matcher = simulator.Matcher(questions, 0.3)
     for seed, question in enumerate(questions):
         for template in TEMPLATES.values():
             for text in (question.text, without_latex(question.text), with_noise(question.text, 0.1, seed)):
@@ -158,7 +165,7 @@ def test_a_noisy_question_is_found(question: Any, seed: int) -> None:
 def test_unrelated_text_is_refused_with_a_distance(text: str) -> None:
     miss = MATCHER.find([text])
     assert isinstance(miss, simulator.Miss)
-    assert simulator.ACCEPTED_DISTANCE < miss.distance <= 1
+    assert 0.3 < miss.distance <= 1
 
 
 @pytest.mark.parametrize("change", [str.upper, str.split, lambda text: text.replace("$", "")])
@@ -198,26 +205,26 @@ def test_an_inexact_find_in_the_last_message_beats_an_exact_one_before() -> None
 
 def test_the_longest_of_several_questions_is_meant() -> None:
     whole = Question("own", "whole", f"{TEXTS['digits']} And how many of these are even?", "5")
-    matcher = simulator.Matcher([*QUESTIONS, whole])
+    matcher = simulator.Matcher([*QUESTIONS, whole], 0.3)
     assert found(matcher, f"Now: {whole.text}") == ("own/whole", "exact")
     assert found(matcher, f"Now: {TEXTS['digits']}") == ("own/digits", "exact")
 
 
 def test_a_question_is_not_found_in_one_with_a_longer_number() -> None:
-    matcher = simulator.Matcher([Question("own", "product", "What is 6*7", "42")])
+    matcher = simulator.Matcher([Question("own", "product", "What is 6*7", "42")], 0.3)
     assert found(matcher, "What is 6*7") == ("own/product", "exact")
     assert found(matcher, "What is 6*7\n\n1. Think first.") == ("own/product", "exact")
     assert found(matcher, "What is 6*75") is None
 
 
 def test_short_questions_are_found_verbatim_only() -> None:
-    matcher = simulator.Matcher([Question("own", "product", "What is 6*7?", "42")])
+    matcher = simulator.Matcher([Question("own", "product", "What is 6*7?", "42")], 0.3)
     assert found(matcher, "What is 6-7?") is None
 
 
 def test_two_near_questions_with_different_answers_are_not_guessed_between() -> None:
     twins = [Question("own", str(n), f"How many positive divisors does {n} have, in all?", str(n)) for n in (84, 96)]
-    matcher = simulator.Matcher(twins)
+    matcher = simulator.Matcher(twins, 0.3)
     assert found(matcher, twins[0].text) == ("own/84", "exact")
     miss = matcher.find(["How many positive divisors does 72 have, in all?"])
     assert isinstance(miss, simulator.Miss)
@@ -226,12 +233,12 @@ def test_two_near_questions_with_different_answers_are_not_guessed_between() -> 
 
 def test_two_near_questions_with_one_answer_are_no_rivals() -> None:
     twins = [Question("own", str(n), f"How many positive divisors does {n} have, in all?", "12") for n in (84, 96)]
-    assert found(simulator.Matcher(twins), "How many positive divisors does 72 have, in all?") is not None
+    assert found(simulator.Matcher(twins, 0.3), "How many positive divisors does 72 have, in all?") is not None
 
 
 def test_the_same_question_with_two_answers_is_refused() -> None:
     twins = [Question("own", str(n), TEXTS["digits"], str(n)) for n in (1, 2)]
-    assert found(simulator.Matcher(twins), TEXTS["digits"]) is None
+    assert found(simulator.Matcher(twins, 0.3), TEXTS["digits"]) is None
 
 
 short = st.text(alphabet="ab1", max_size=6)
@@ -253,7 +260,7 @@ def test_the_index_finds_what_a_plain_search_finds(texts: list[str], other: str)
 def test_a_run_of_pieces_is_at_distance_0_of_itself(pieces: list[str]) -> None:
     whole = "".join(pieces)
     assume(len(whole) > 0)
-    assert simulator.span_distance(whole, whole, simulator.piece_ends(pieces)) == 0
+    assert simulator.span_distance(whole, whole, simulator.piece_ends(pieces), 0.3) == 0
 
 
 def test_a_huge_message_is_searched_in_bounded_time() -> None:
@@ -297,7 +304,7 @@ def test_what_is_no_integer_is_not_read(raw: object) -> None:
 def test_canonical_answers_are_stable(number: int) -> None:
     once = simulator.canonical_answer(f"{number:,}")
     assert once == simulator.canonical_answer(once) == str(number)
-    assert simulator.wrong_answer(once) == str(number + 1)
+    assert simulator.wrong_answer(once, "plus-one", 0.5) == str(number + 1)
 
 
 # ---- success ---------------------------------------------------------------------------------------
@@ -308,14 +315,14 @@ rates = st.one_of(st.floats(0, 1), st.integers(0, 1000).map(lambda thousandths: 
 @given(rate=rates, total=st.integers(1, 2000))
 def test_the_count_of_right_answers_rounds_halves_up(rate: float, total: int) -> None:
     exact = Decimal(repr(rate)) * total
-    assert simulator.right_count(rate, total) == int(exact.quantize(Decimal(1), rounding=ROUND_HALF_UP))
+    assert simulator.count_of(simulator.decimal(rate), total) == int(exact.quantize(Decimal(1), rounding=ROUND_HALF_UP))
 
 
 @pytest.mark.parametrize(
     ("rate", "total", "right"), [(0.8, 30, 24), (0.35, 30, 11), (0.145, 100, 15), (0, 9, 0), (1, 9, 9)]
 )
 def test_known_counts_of_right_answers(rate: float, total: int, right: int) -> None:
-    assert simulator.right_count(rate, total) == right
+    assert simulator.count_of(simulator.decimal(rate), total) == right
 
 
 @given(total=st.integers(1, 60), rate=rates, seed=st.integers(), passes=st.integers(1, 4), order=st.randoms())
@@ -323,38 +330,39 @@ def test_every_pass_has_the_exact_rate_in_any_order(
     total: int, rate: float, seed: int, passes: int, order: random.Random
 ) -> None:
     questions = [Question("own", str(number), f"question {number}", str(number)) for number in range(total)]
-    deliveries = simulator.Deliveries(questions, rate, seed)
+    deliveries = simulator.Deliveries(questions, settings(success_rate=rate, seed=seed))
     requests = questions * passes
     order.shuffle(requests)
-    outcomes = [deliveries.next(question) for question in requests]
+    outcomes = [deliveries.take(question) for question in requests]
     for number in range(passes):
-        right = [outcome.right for outcome in outcomes if outcome.number == number]
+        right = [outcome.outcome == "right" for outcome in outcomes if outcome.number == number]
         assert len(right) == total
-        assert sum(right) == simulator.right_count(rate, total)
+        assert sum(right) == simulator.count_of(simulator.decimal(rate), total)
 
 
 def test_each_dataset_has_the_rate_of_its_own() -> None:
     questions = [
         Question(name, str(n), f"{name} {n}", "1") for name, count in (("a", 10), ("b", 4)) for n in range(count)
     ]
-    deliveries = simulator.Deliveries(questions, 0.5, 0)
-    right = [question.dataset for question in questions if deliveries.next(question).right]
+    deliveries = simulator.Deliveries(questions, settings(success_rate=0.5))
+    right = [question.dataset for question in questions if deliveries.take(question).outcome == "right"]
     assert (right.count("a"), right.count("b")) == (5, 2)
 
 
 def test_a_dataset_is_answered_the_same_whatever_is_loaded_beside_it() -> None:
     own = [Question("own", str(n), f"own {n}", str(n)) for n in range(20)]
     other = [Question("other", str(n), f"other {n}", str(n)) for n in range(7)]
-    alone, beside = simulator.Deliveries(own, 0.5, 3), simulator.Deliveries([*other, *own], 0.5, 3)
-    assert [alone.next(question) for question in own] == [beside.next(question) for question in own]
+    half = settings(success_rate=0.5, seed=3)
+    alone, beside = simulator.Deliveries(own, half), simulator.Deliveries([*other, *own], half)
+    assert [alone.take(question) for question in own] == [beside.take(question) for question in own]
 
 
 def test_the_seed_decides_which_answers_are_right() -> None:
     questions = [Question("own", str(n), f"own {n}", str(n)) for n in range(40)]
 
     def right(seed: int) -> list[bool]:
-        deliveries = simulator.Deliveries(questions, 0.5, seed)
-        return [deliveries.next(question).right for question in questions]
+        deliveries = simulator.Deliveries(questions, settings(success_rate=0.5, seed=seed))
+        return [deliveries.take(question).outcome == "right" for question in questions]
 
     assert right(1) == right(1)
     assert right(1) != right(2)
@@ -371,16 +379,16 @@ def test_the_ranking_stays_as_it_is_from_release_to_release() -> None:
 
 def chat(prompt: str, **fields: Any) -> Any:
     body = {"messages": [{"role": "user", "content": prompt}], **fields}
-    return simulator.read_request(json.dumps(body).encode())
+    return simulator.read_chat(json.dumps(body).encode(), settings())
 
 
 @given(st.text())
 def test_tokens_put_together_are_the_text(text: str) -> None:
-    assert "".join(simulator.tokens(text)) == text
+    assert "".join(simulator.pieces_of(text)) == text
 
 
 def test_a_token_is_about_four_characters_and_never_part_of_a_number() -> None:
-    assert simulator.tokens("The answer is \\boxed{123456}.") == [
+    assert simulator.pieces_of("The answer is \\boxed{123456}.") == [
         "The",
         " answ",
         "er",
@@ -403,19 +411,25 @@ def test_a_token_is_about_four_characters_and_never_part_of_a_number() -> None:
 )
 @pytest.mark.parametrize("answer", ["7", "1024", "-3"])
 def test_the_only_integer_in_a_reply_is_the_answer(prompt: str, fields: dict[str, Any], answer: str) -> None:
-    assert re.findall(r"-?\d+", simulator.reply_text(chat(prompt, **fields), answer)) == [answer]
+    question = Question("own", "1", "x", answer)
+    delivery = simulator.Delivery(question, 0, "right", answer)
+    text, verdict = simulator.Author(chat(prompt, **fields), delivery, settings(), 1000).text()
+    assert re.findall(r"-?\d+", text) == [answer]
+    assert verdict == "correct"
 
 
-@given(limit=st.integers(0, 12))
-def test_a_limit_cuts_the_reply_and_the_end_counts_as_a_token(limit: int) -> None:
-    whole = simulator.make_reply(chat("x"), "42", 1.0)
-    reply = simulator.make_reply(chat("x", max_tokens=limit), "42", 1.0)
-    if limit > len(whole.pieces):
-        assert reply == whole
+@given(room=st.integers(1, 12))
+def test_a_limit_cuts_the_reply_and_the_end_counts_as_a_token(room: int) -> None:
+    request = chat("x")
+    whole = simulator.make_choice("The answer is \\boxed{42}.", "correct", 1000, request, request.prompts[0])
+    choice = simulator.make_choice("The answer is \\boxed{42}.", "correct", room, request, request.prompts[0])
+    if room > len(whole.fields):
+        assert choice == whole
     else:
-        assert reply.finish_reason == "length"
-        assert len(reply.pieces) == reply.completion_tokens == max(1, limit)
-        assert "".join(whole.pieces).startswith("".join(reply.pieces))
+        assert choice.finish_reason == "length"
+        assert len(choice.fields) == choice.completion_tokens == room
+        assert choice.verdict == ("correct" if room == len(whole.fields) else "truncated")
+        assert whole.text("content").startswith(choice.text("content"))
 
 
 @pytest.mark.parametrize(
