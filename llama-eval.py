@@ -3074,7 +3074,8 @@ class Worker(threading.Thread):
             found = replace(serving(found, self.state.model), rejects_schema=known.rejects_schema)
             found = replace(found, models=found.models or known.models, props=found.props or known.props)
             self.service.endpoint = found
-            self.hand_over(Notice(describe(found), found))
+            told = describe(found)
+            self.hand_over(Notice("" if told == describe(known) else told, found))
             self.backlog.looked_at(self.service, None)
 
 

@@ -76,10 +76,15 @@ fetch() {
     curl --silent --show-error --noproxy '*' --max-time "$REQUEST_SECONDS" "$@"
 }
 
-# chat FILE: post the body in that file; prints what comes back, and the status on a line of its own.
+# chat FILE [CURL-OPTION...]: post the body in that file; prints what comes back, and the status on a line of its own.
 chat() {
     fetch --write-out '\n%{http_code}\n' --header 'Content-Type: application/json' \
-        --data-binary "@$1" "$url/v1/chat/completions"
+        --data-binary "@$1" "${@:2}" "$url/v1/chat/completions"
+}
+
+# field EXPRESSION <REPLY: what a Python expression finds in a reply.
+field() {
+    python3 -c 'import json, sys; reply = json.load(sys.stdin); print(eval(sys.argv[1]))' "$1"
 }
 
 # Write body-1.json, body-2.json, ... and expected.txt from the practice set, and three other bodies.
@@ -181,6 +186,20 @@ while read -r answer; do
     if [ "$(chat "$work/body-$number.json" | outcome)" = "200 answer $answer" ]; then right=$((right + 1)); fi
 done <"$work/expected.txt"
 check "a whole pass at rate 0.8 is right 24 times out of 30" "24 of 30" "$right of $total"
+
+check "and the simulator expects a perfect evaluator to report just that" "24 of 30" \
+    "$(fetch "$url/simulator/expected" | field '"{correct} of {deliveries}".format(**reply)')"
+check "a reset begins anew" "ok 0" "$(fetch --request POST "$url/simulator/reset" | field 'reply["status"]') \
+$(fetch "$url/simulator/expected" | field 'reply["deliveries"]')"
+
+start --success-rate 1 --api-key sk-test --fault 500:0,close:0 --fault-first 2
+check "without the key it refuses" "401 error authentication_error" "$(chat "$work/body-1.json" | outcome)"
+key=(--header "Authorization: Bearer sk-test")
+check "a fault is the first reply" "500 error server_error" "$(chat "$work/body-1.json" "${key[@]}" | outcome)"
+check "a broken connection the second" "000 nothing" "$(chat "$work/body-1.json" "${key[@]}" 2>/dev/null | outcome)"
+check "the third is right" "200 answer $first" "$(chat "$work/body-1.json" "${key[@]}" | outcome)"
+check "the log tells all three" "500 close None" "$(fetch "${key[@]}" "$url/simulator/log" |
+    field '" ".join(str(entry["fault"]) for entry in reply)')"
 
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
