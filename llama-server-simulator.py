@@ -19,7 +19,7 @@ do, be slow, think, loop, judge, and fail in many ways, is in docs/simulator.md.
 
 Sections: vocabulary, errors and messages, answers, questions, hub, matching, chance, deliveries, faults,
 tokens, JSON schemas, what the model says, judge, identity, requests, slots, replies, streams, metrics,
-simulator, serving, responses, routes, values, options, command line.
+simulator, connections, serving, responses, routes, values, options, command line.
 """
 
 from __future__ import annotations
@@ -2464,7 +2464,7 @@ def context_error(tokens: int, context: int) -> RequestError:
     return RequestError(400, "exceed_context_size_error", problem, more=more)
 
 
-# ---- serving ---------------------------------------------------------------------------------------
+# ---- connections ---------------------------------------------------------------------------------------
 
 KEEP_ALIVE_REQUESTS = 100
 KEEP_ALIVE_SECONDS = 5.0
@@ -2694,6 +2694,9 @@ def timeval(seconds: float) -> bytes:
 def as_chunk(data: bytes) -> bytes:
     """The data as a chunk of a body; nothing for none, which would be the end."""
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+
+
+# ---- serving ---------------------------------------------------------------------------------------
 
 
 class HttpServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
@@ -3094,64 +3097,31 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def share(text: str) -> float:
-    """A share from 0 to 1."""
-    return number(text, 0, 1)
+def number(low: float, high: float) -> Callable[[str], float]:
+    """A parser of numbers within bounds."""
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if low <= float(text) <= high:
+                return float(text)
+        raise argparse.ArgumentTypeError(f"must be a number from {low:g} to {high:g}, not {quoted(text)}")
+
+    return parse
 
 
-def number(text: str, low: float, high: float) -> float:
-    """A number within bounds; raises ArgumentTypeError."""
-    with contextlib.suppress(ValueError):
-        if low <= float(text) <= high:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"must be a number from {low:g} to {high:g}, not {quoted(text)}")
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A parser of whole numbers within bounds."""
+
+    def parse(text: str) -> int:
+        if re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) and low <= int(text) <= high:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"must be a number from {low} to {high}, not {quoted(text)}")
+
+    return parse
 
 
-def seconds(text: str) -> float:
-    """A time of at most a day."""
-    return number(text, 0, 86400)
-
-
-def speed(text: str) -> float:
-    """Tokens per second; 0 for no limit."""
-    return number(text, 0, 1e6)
-
-
-def spread(text: str) -> float:
-    """The standard deviation of a logarithm."""
-    return number(text, 0, 3)
-
-
-def nearness(text: str) -> float:
-    """A Levenshtein distance over the longer length, up to which texts are the same question."""
-    return number(text, 0, 0.9)
-
-
-def whole(text: str, low: int, high: int) -> int:
-    """A whole number within bounds; raises ArgumentTypeError."""
-    if re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) and low <= int(text) <= high:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"must be a number from {low} to {high}, not {quoted(text)}")
-
-
-def port_number(text: str) -> int:
-    """A TCP port, or 0."""
-    return whole(text, 0, 65535)
-
-
-def slot_count(text: str) -> int:
-    """How many requests at a time."""
-    return whole(text, 1, 10_000)
-
-
-def token_count(text: str) -> int:
-    """A number of tokens."""
-    return whole(text, 0, 10_000_000)
-
-
-def attempt_count(text: str) -> int:
-    """A number of attempts."""
-    return whole(text, 0, 1000)
+share = number(0, 1)
+seconds = number(0, 86400)
 
 
 def unmatched_reply(text: str) -> str | None:
@@ -3225,7 +3195,7 @@ def add_question_options(group: Group) -> None:
     )
     group.add_argument(
         "--match-threshold",
-        type=nearness,
+        type=number(0, 0.9),
         metavar="DISTANCE",
         default=0.3,
         help="Levenshtein distance, over the longer length, up to which a part of a prompt is a known question",
@@ -3296,7 +3266,7 @@ def add_model_options(group: Group) -> None:
     )
     group.add_argument(
         "--tokens",
-        type=token_count,
+        type=whole(0, 10_000_000),
         metavar="N",
         default=0,
         help="length of replies, filled with thoughts or steps; 0: no longer than the answer needs",
@@ -3307,11 +3277,11 @@ def add_speed_options(group: Group) -> None:
     """The options for latency and slots."""
     group.add_argument("--ttft", type=seconds, metavar="SECONDS", default=0.0, help="time to the first token")
     group.add_argument(
-        "--tokens-per-second", type=speed, metavar="N", default=0.0, help="speed of each slot; 0: no limit"
+        "--tokens-per-second", type=number(0, 1e6), metavar="N", default=0.0, help="speed of each slot; 0: no limit"
     )
     group.add_argument(
         "--jitter",
-        type=spread,
+        type=number(0, 3),
         metavar="SIGMA",
         default=0.0,
         help="spread of --ttft, --tokens-per-second and --tokens: the standard deviation of their logarithms",
@@ -3321,7 +3291,7 @@ def add_speed_options(group: Group) -> None:
         "--parallel",
         "--slots",
         dest="slots",
-        type=slot_count,
+        type=whole(1, 10_000),
         metavar="N",
         default=None,
         help="requests that are worked on at a time; the others wait (default: 4)",
@@ -3329,7 +3299,7 @@ def add_speed_options(group: Group) -> None:
     group.add_argument(
         "-c",
         "--ctx-size",
-        type=token_count,
+        type=whole(0, 10_000_000),
         metavar="N",
         default=0,
         help=f"context in tokens, which the slots of -np share; 0: {MODEL_CONTEXT} for each slot",
@@ -3342,7 +3312,7 @@ def add_speed_options(group: Group) -> None:
 def add_server_options(group: Group) -> None:
     """The options that llama-server has, too."""
     group.add_argument("--host", default="localhost", help="address to listen on")
-    group.add_argument("--port", type=port_number, default=8033, help="port to listen on; 0 picks a free one")
+    group.add_argument("--port", type=whole(0, 65535), default=8033, help="port to listen on; 0 picks a free one")
     group.add_argument("--alias", metavar="NAME", default="simulator", help="name of the model")
     group.add_argument(
         "--api-key",
@@ -3365,7 +3335,7 @@ def add_fault_options(group: Group) -> None:
     )
     group.add_argument(
         "--fault-first",
-        type=attempt_count,
+        type=whole(0, 1000),
         metavar="N",
         default=0,
         help="the first N attempts at each question fail, in the ways of --fault in turn, or with 503",

@@ -8,12 +8,10 @@ integer and as a letter, by the JSON and the box prompt. Time in proportion to t
 column; what grows with its square would show a ratio of 4.
 """
 
-import importlib.util
-import sys
 import time
 from types import ModuleType
 
-from harness import REPO, Report
+from harness import REPO, Report, load_script
 
 LENGTHS = (250_000, 500_000, 1_000_000)
 WAYS = (("204", "json", "stop"), ("204", "boxed", "length"), ("B", "json", "length"), ("B", "boxed", "stop"))
@@ -33,17 +31,6 @@ TEXTS = {  # what comes first, what is repeated
 }
 
 
-def load_evaluator() -> ModuleType:
-    """llama-eval.py as a module; its name has a dash, which `import` cannot say."""
-    spec = importlib.util.spec_from_file_location("llama_eval", REPO / "llama-eval.py")
-    if spec is None or spec.loader is None:
-        sys.exit("there is no llama-eval.py beside this folder")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["llama_eval"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def seconds_to_grade(llama_eval: ModuleType, text: str) -> float:
     """CPU seconds to grade `text` in every way."""
     start = time.process_time()
@@ -55,7 +42,7 @@ def seconds_to_grade(llama_eval: ModuleType, text: str) -> float:
 
 def main() -> None:
     """Print a row for each kind of text."""
-    llama_eval, report = load_evaluator(), Report("grading")
+    llama_eval, report = load_script(REPO / "llama-eval.py"), Report("grading")
     print(f"{'CPU seconds, 4 gradings':<28}" + "".join(f"{f'{n // 1000} KB':>10}" for n in LENGTHS) + f"{'ratio':>8}")
     for name, (start, unit) in TEXTS.items():
         times = [seconds_to_grade(llama_eval, (start + unit * (n // len(unit) + 1))[:n]) for n in LENGTHS]

@@ -1,6 +1,7 @@
 """What the benchmarks share: processes that are measured, servers that take their time, figures with their goals."""
 
 import http.client
+import importlib.util
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
@@ -43,6 +45,17 @@ def measure(command: list[str]) -> Cost:
         sys.exit(f"{' '.join(command)} ended with status {process.returncode}")
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 2**20)
+
+
+def load_script(path: Path) -> ModuleType:
+    """A script of the project as a module; its name has a dash, which `import` cannot say."""
+    name = path.stem.replace("-", "_")
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        sys.exit(f"cannot load {path}")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @contextmanager

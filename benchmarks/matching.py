@@ -4,16 +4,14 @@
 python benchmarks/matching.py
 """
 
-import importlib.util
 import json
 import random
 import statistics
 import sys
 import time
-from types import ModuleType
 from typing import Any
 
-from harness import REPO, Report
+from harness import REPO, Report, load_script
 
 TEMPLATES = {
     "boxed": "Solve the following problem.\n\n{}\n\nThink step by step. Put your answer in \\boxed{{}}.",
@@ -24,17 +22,6 @@ TEMPLATES = {
 }
 PROMPTS = 100
 NOISE = 0.1
-
-
-def load_simulator() -> ModuleType:
-    """The simulator as a module."""
-    spec = importlib.util.spec_from_file_location("simulator", REPO / "llama-server-simulator.py")
-    if spec is None or spec.loader is None:
-        sys.exit("the simulator is not there")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["simulator"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def made_up(number: int, words: list[str], chance: random.Random) -> str:
@@ -64,7 +51,7 @@ def milliseconds_each(matcher: Any, prompts: list[tuple[str, str]]) -> float:
 
 def main() -> None:
     """Measure, print and save."""
-    simulator, chance, report = load_simulator(), random.Random(1), Report("matching")
+    simulator, chance, report = load_script(REPO / "llama-server-simulator.py"), random.Random(1), Report("matching")
     rows = [json.loads(line) for line in (REPO / "data" / "practice.jsonl").read_text(encoding="utf-8").splitlines()]
     words = " ".join(row["question"] for row in rows).split()
     for size in (30, 1000, 10_000):

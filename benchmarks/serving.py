@@ -7,7 +7,6 @@ The same application answers the same requests under both servers. The client is
 connections at once, so that it costs the servers as little as can be.
 """
 
-import importlib.util
 import json
 import re
 import select
@@ -20,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import REPO, Report
+from harness import REPO, Report, load_script
 
 SIMULATOR = REPO / "llama-server-simulator.py"
 PRACTICE = REPO / "data" / "practice.jsonl"
@@ -51,12 +50,7 @@ def serve_with_werkzeug(arguments: list[str]) -> None:
     """Run the simulator's application under werkzeug's server."""
     from werkzeug.serving import WSGIRequestHandler, make_server  # noqa: PLC0415
 
-    spec = importlib.util.spec_from_file_location("simulator", SIMULATOR)
-    if spec is None or spec.loader is None:
-        sys.exit(f"cannot load {SIMULATOR}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["simulator"] = module
-    spec.loader.exec_module(module)
+    module = load_script(SIMULATOR)
 
     class Quiet(WSGIRequestHandler):
         protocol_version = "HTTP/1.1"
