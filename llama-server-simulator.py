@@ -17,8 +17,8 @@ written. A chat request is searched for a known question, which is answered righ
 expected answer plus one) at exactly the success rate; anything else gets an error reply. What else it can
 do, be slow, think, loop, judge, and fail in many ways, is in docs/simulator.md.
 
-Sections: vocabulary, errors and messages, answers, questions, hub, matching, chance, deliveries, faults,
-tokens, JSON schemas, what the model says, judge, identity, requests, slots, replies, streams, metrics,
+Sections: vocabulary, errors and messages, answers, hub, questions, matching, chance, deliveries, faults,
+tokens, JSON schemas, schema writer, what the model says, judge, identity, requests, slots, replies, streams, metrics,
 simulator, connections, serving, responses, routes, values, options, command line.
 """
 
@@ -38,6 +38,7 @@ import os
 import queue
 import random
 import re
+import resource
 import select
 import signal
 import socket
@@ -146,11 +147,12 @@ class Delivery:
     number: int
     outcome: str  # one of VERDICTS
     answer: str | None
+    epoch: int = 0  # how often all had been forgotten before
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a request asks: the user's texts, last one first, all texts, and both as the model reads them."""
+    """What a request asks: the user's texts, last one first; these and the system's; all as the model reads it."""
 
     user_texts: Sequence[str]
     text: str
@@ -177,11 +179,6 @@ class ChatRequest:
     sampling: Mapping[str, Any]
     is_chat: bool = True
 
-    @property
-    def text(self) -> str:
-        """What the first prompt says."""
-        return self.prompts[0].text
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -203,6 +200,8 @@ class Choice:
         """The characters of the first `count` tokens."""
         return sum(len(piece) for _, piece in self.fields[:count])
 
+
+Row = tuple[str, Mapping[str, Any]]  # where it stands, for messages, and its fields
 
 # ---- errors and messages ---------------------------------------------------------------------------
 
@@ -311,6 +310,86 @@ def canonical_answer(raw: object) -> str | None:
     return str(int(text.replace(",", ""))) if INTEGER.fullmatch(text) else None
 
 
+# ---- hub -------------------------------------------------------------------------------------------
+
+HUB_ANSWER_SECONDS = 4.0
+
+
+def hub_rows(path: str, config: str | None, split: str) -> Iterator[Row]:
+    """Rows of a Hugging Face dataset: from its cache without touching the network, else from the hub.
+
+    AI-MO/aimo-validation-aime: {"id": 0, "problem": "Quadratic polynomials ...", "answer": "116", ...}
+    """
+    try:
+        import datasets  # noqa: PLC0415  # heavy: half a second that a local file should not cost
+    except ImportError as error:
+        raise DatasetError(f"{path} needs the package 'datasets': pip install datasets") from error
+    datasets.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    label = " ".join(filter(None, (path, config)))
+    try:
+        rows = cached_dataset(path, config, split)
+    except (OSError, ValueError, LookupError, AttributeError) as reason:
+        cache = f"the cache {datasets.config.HF_DATASETS_CACHE} does not hold it ({one_line(reason)})"
+        rows = downloaded_dataset(path, config, split, f"cannot load {label}: {cache}")
+    for number, fields in enumerate(rows, 1):
+        yield f"{label} row {number}", fields
+
+
+def cached_dataset(path: str, config: str | None, split: str) -> Any:
+    """A dataset from the local cache. Raises one of several built-in exceptions if it is not there whole.
+
+    `datasets.load_dataset` asks the hub first and, without a network, retries for 20 seconds before it looks here.
+    """
+    from datasets.packaged_modules.cache.cache import Cache  # noqa: PLC0415
+
+    name = path.rsplit("/", maxsplit=1)[-1]
+    builder = Cache(repo_id=path, dataset_name=name, config_name=config, version="auto", hash="auto")
+    return builder.as_dataset(split=split)
+
+
+def downloaded_dataset(path: str, config: str | None, split: str, problem: str) -> Any:
+    """A dataset from the hub; raises DatasetError, beginning with the `problem` so far, if that fails."""
+    import datasets  # noqa: PLC0415
+
+    endpoint = datasets.config.HF_ENDPOINT
+    advice = "use --dataset practice or a local FILE.jsonl"
+    if datasets.config.HF_HUB_OFFLINE:
+        raise DatasetError(f"{problem} and HF_HUB_OFFLINE forbids asking the hub; {advice}")
+    if not is_up(endpoint):
+        raise DatasetError(f"{problem} and {endpoint} does not answer; {advice}")
+    log(f"loading {path} from {endpoint}")
+    try:
+        return datasets.load_dataset(path, config, split=split)
+    except Exception as error:  # the library passes on whatever its HTTP and Arrow layers raise
+        raise DatasetError(f"{problem} and {endpoint} says: {one_line(error)}; {advice}") from error
+
+
+def is_up(url: str) -> bool:
+    """Whether a web server answers there soon. Asked in a thread, since no time limit covers name lookup."""
+    outcome: queue.Queue[bool] = queue.Queue()
+    threading.Thread(target=lambda: outcome.put(probe(url)), daemon=True).start()
+    try:
+        return outcome.get(timeout=HUB_ANSWER_SECONDS)
+    except queue.Empty:
+        return False
+
+
+def probe(url: str) -> bool:
+    """Whether a HEAD request reaches a server that is not itself in trouble."""
+    try:
+        request = urllib.request.Request(url, method="HEAD")  # noqa: S310  # the user's own HF_ENDPOINT
+        with urllib.request.urlopen(request, timeout=HUB_ANSWER_SECONDS):  # noqa: S310
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code < 500 and error.code != 429  # at those the library would wait and ask again
+    except urllib.error.URLError as error:
+        # Python on macOS may know no certificates where the hub's own client brings some.
+        return isinstance(error.reason, SSLError)
+    except (OSError, ValueError, HTTPException):
+        return False
+
+
 # ---- questions -------------------------------------------------------------------------------------
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
@@ -322,8 +401,6 @@ HUB_DATASETS = {
 }
 NAMED_DATASETS = ("aime", "aime2025", "aime2026", "gsm8k", "practice")
 KNOWN_DATASETS = f"{', '.join(NAMED_DATASETS)}, a FILE.jsonl, or a Hugging Face name org/name"
-
-Row = tuple[str, Mapping[str, Any]]  # where it stands, for messages, and its fields
 
 
 def parse_datasets(text: str) -> list[str]:
@@ -433,86 +510,6 @@ def aime2025_rows() -> Iterator[Row]:
             yield where, {**fields, "id": f"{part}-{number}"}
 
 
-# ---- hub -------------------------------------------------------------------------------------------
-
-HUB_ANSWER_SECONDS = 4.0
-
-
-def hub_rows(path: str, config: str | None, split: str) -> Iterator[Row]:
-    """Rows of a Hugging Face dataset: from its cache without touching the network, else from the hub.
-
-    AI-MO/aimo-validation-aime: {"id": 0, "problem": "Quadratic polynomials ...", "answer": "116", ...}
-    """
-    try:
-        import datasets  # noqa: PLC0415  # heavy: half a second that a local file should not cost
-    except ImportError as error:
-        raise DatasetError(f"{path} needs the package 'datasets': pip install datasets") from error
-    datasets.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    label = " ".join(filter(None, (path, config)))
-    try:
-        rows = cached_dataset(path, config, split)
-    except (OSError, ValueError, LookupError, AttributeError) as reason:
-        cache = f"the cache {datasets.config.HF_DATASETS_CACHE} does not hold it ({one_line(reason)})"
-        rows = downloaded_dataset(path, config, split, f"cannot load {label}: {cache}")
-    for number, fields in enumerate(rows, 1):
-        yield f"{label} row {number}", fields
-
-
-def cached_dataset(path: str, config: str | None, split: str) -> Any:
-    """A dataset from the local cache. Raises one of several built-in exceptions if it is not there whole.
-
-    `datasets.load_dataset` asks the hub first and, without a network, retries for 20 seconds before it looks here.
-    """
-    from datasets.packaged_modules.cache.cache import Cache  # noqa: PLC0415
-
-    name = path.rsplit("/", maxsplit=1)[-1]
-    builder = Cache(repo_id=path, dataset_name=name, config_name=config, version="auto", hash="auto")
-    return builder.as_dataset(split=split)
-
-
-def downloaded_dataset(path: str, config: str | None, split: str, problem: str) -> Any:
-    """A dataset from the hub; raises DatasetError, beginning with the `problem` so far, if that fails."""
-    import datasets  # noqa: PLC0415
-
-    endpoint = datasets.config.HF_ENDPOINT
-    advice = "use --dataset practice or a local FILE.jsonl"
-    if datasets.config.HF_HUB_OFFLINE:
-        raise DatasetError(f"{problem} and HF_HUB_OFFLINE forbids asking the hub; {advice}")
-    if not answers(endpoint):
-        raise DatasetError(f"{problem} and {endpoint} does not answer; {advice}")
-    log(f"loading {path} from {endpoint}")
-    try:
-        return datasets.load_dataset(path, config, split=split)
-    except Exception as error:  # the library passes on whatever its HTTP and Arrow layers raise
-        raise DatasetError(f"{problem} and {endpoint} says: {one_line(error)}; {advice}") from error
-
-
-def answers(url: str) -> bool:
-    """Whether a web server answers there soon. Asked in a thread, since no time limit covers name lookup."""
-    outcome: queue.Queue[bool] = queue.Queue()
-    threading.Thread(target=lambda: outcome.put(probe(url)), daemon=True).start()
-    try:
-        return outcome.get(timeout=HUB_ANSWER_SECONDS)
-    except queue.Empty:
-        return False
-
-
-def probe(url: str) -> bool:
-    """Whether a HEAD request reaches a server that is not itself in trouble."""
-    try:
-        request = urllib.request.Request(url, method="HEAD")  # noqa: S310  # the user's own HF_ENDPOINT
-        with urllib.request.urlopen(request, timeout=HUB_ANSWER_SECONDS):  # noqa: S310
-            return True
-    except urllib.error.HTTPError as error:
-        return error.code < 500 and error.code != 429  # at those the library would wait and ask again
-    except urllib.error.URLError as error:
-        # Python on macOS may know no certificates where the hub's own client brings some.
-        return isinstance(error.reason, SSLError)
-    except (OSError, ValueError, HTTPException):
-        return False
-
-
 # ---- matching --------------------------------------------------------------------------------------
 
 # AIME questions nearest to each other are 0.32 apart, and 10 % noise moves one by at most 0.2.
@@ -527,6 +524,8 @@ GRAM = 4
 # So many entries of an index are looked at, those of the rarest grams first: they tell most.
 ENTRIES = 10_000
 CANDIDATES = 8
+# So many runs of sentences are compared with a question; a text of short lines has far more of them.
+MOST_RUNS = 4000
 # An inexact search reads no more than this of a message: it is the slow one.
 INEXACT_READS = 20_000
 
@@ -646,6 +645,7 @@ def span_distance(wanted: str, whole: str, ends: Sequence[int], threshold: float
     A run of another length is further than the threshold whatever it says; 1 if there is no other.
     """
     least = 1.0
+    ends = thinned(ends, len(wanted))
     for start in ends:
         low = bisect_left(ends, start + len(wanted) * (1 - threshold))
         high = bisect_right(ends, start + len(wanted) / (1 - threshold))
@@ -655,6 +655,19 @@ def span_distance(wanted: str, whole: str, ends: Sequence[int], threshold: float
             edits = Levenshtein.distance(wanted, whole[start:end], score_cutoff=cutoff)
             least = min(least, edits / longer)
     return least
+
+
+def thinned(ends: Sequence[int], length: int) -> Sequence[int]:
+    """The ends, or so many of them that not too many runs of about that length lie between two of them."""
+    gap = 0
+    while len(ends) * (len(ends) * length / max(1, ends[-1])) > MOST_RUNS:
+        gap = max(2 * gap, length // 50, 1)
+        kept = [0]
+        for end in ends:
+            if end - kept[-1] >= gap:
+                kept.append(end)
+        ends = kept
+    return ends
 
 
 def unless_short(text: str, length: float) -> str:
@@ -735,7 +748,7 @@ def digest(seed: int, *key: object) -> bytes:
 
 def draw(seed: int, *key: object) -> float:
     """A number from 0 to 1, below 1, that depends on nothing but the seed and the key."""
-    return int.from_bytes(digest(seed, *key)[:8], "big") / 2**64
+    return (int.from_bytes(digest(seed, *key)[:8], "big") >> 11) / 2**53
 
 
 def log_normal(sigma: float, seed: int, *key: object) -> float:
@@ -825,11 +838,13 @@ class Deliveries:
             self.ranks.update(ranking(members, settings.seed))
             self.counts[name] = {outcome: count_of(upto, len(members)) for outcome, upto in self.shares.items()}
         self.lock = threading.Lock()
+        self.epoch = -1
         self.reset()
 
     def reset(self) -> None:
-        """Forget all that has been delivered."""
+        """Forget all that has been delivered, and what is on its way."""
         with self.lock:
+            self.epoch += 1
             self.taken: Counter[Question] = Counter()
             self.returned: dict[Question, list[int]] = defaultdict(list)  # numbers of lost deliveries, a heap
             self.settled: dict[Question, dict[int, str]] = defaultdict(dict)  # the verdict on each delivery
@@ -842,12 +857,13 @@ class Deliveries:
             else:
                 number = self.taken[question]
                 self.taken[question] += 1
+            epoch = self.epoch
         outcome = self.outcome(question, number)
         answer: str | None = question.answer if outcome == "right" else None
         if outcome == "wrong":
             chance = draw(self.settings.seed, "wrong", question.name, number)
             answer = wrong_answer(question.answer, self.settings.wrong_answer, chance)
-        return Delivery(question, number, outcome, answer)
+        return Delivery(question, number, outcome, answer, epoch)
 
     def outcome(self, question: Question, number: int) -> str:
         """What becomes of a question's number-th delivery."""
@@ -861,6 +877,8 @@ class Deliveries:
     def settle(self, delivery: Delivery, verdict: str | None) -> None:
         """Count a delivery that has reached its client, with the right verdict on it; None gives it back."""
         with self.lock:
+            if delivery.epoch != self.epoch:
+                return
             if verdict is None:
                 self.settled[delivery.question].pop(delivery.number, None)
                 heapq.heappush(self.returned[delivery.question], delivery.number)
@@ -926,6 +944,7 @@ FAULTS = {
     "stream-error": "an error event in the middle of a stream; a whole reply is left alone",
 }
 STREAM_FAULTS = frozenset({"no-done", "stream-error"})
+BREAKING_FAULTS = frozenset({"reset-body", "short-body", "cut-json", "stream-error"})
 # After these a client has, or may have, its answer; every other fault loses the reply.
 DELIVERING_FAULTS = frozenset({"drip", "null-content", "bad-utf8"})
 # Faults that need no reply to be written.
@@ -1029,120 +1048,255 @@ def token_bytes(token: int) -> bytes:
 
 SCHEMA_TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 SCHEMA_DEPTH = 64
-ANSWER_NAME = re.compile(r"answer|result|solution|verdict|correct|grade", re.IGNORECASE)
+MOST_ITEMS = 1000
+MOST_CHARACTERS = 100_000
+# Which property holds the answer, or the verdict: one of that very name, else one whose name ends like it, else any.
+ANSWER_NAMES = (r"(?:final_?|extracted_?)*answer", r".*(?:answer|result|solution|value)", r".*")
+VERDICT_NAMES = (
+    r"(?:is_?)?(?:correct|right)|verdict|grade|judge?ment|score",
+    r".*(?:correct|verdict|grade|score)",
+    r".*",
+)
 POSITIVE = re.compile(r"correct|right|yes|true|c|a|pass|match(?:es)?|equivalent|same|1", re.IGNORECASE)
+MOST_STEPS = 20_000
+
+
+class DeadEndError(Exception):
+    """A schema leads back to itself here."""
+
+
+def schema_error(path: str, problem: str) -> RequestError:
+    """The error for a schema that llama-server could make no grammar of."""
+    start = "Unable to generate parser for this template. Automatic parser generation failed: JSON schema error at"
+    return invalid(f"{start} {path}: {problem}")
+
+
+def check_schema(schema: Any, path: str = "#", depth: int = 0) -> None:
+    """Raise RequestError unless a JSON schema, and all that it holds, is one that can be written by."""
+    if isinstance(schema, bool):
+        return
+    if not isinstance(schema, dict):
+        raise schema_error(path, "not a schema")
+    if depth > SCHEMA_DEPTH:
+        raise schema_error(path, "nested too deeply")
+    types = schema.get("type", [])
+    for kind in types if isinstance(types, list) else [types]:
+        if kind not in SCHEMA_TYPES:
+            raise schema_error(path, f"unrecognized type {kind}")
+    for key, allows in KEYWORDS.items():
+        if key in schema and not allows(schema[key]):
+            raise schema_error(path, f"{key} cannot be {quoted(schema[key])}")
+    for key, part in subschemas(schema):
+        check_schema(part, f"{path}/{key}", depth + 1)
+
+
+def is_number(value: Any) -> bool:
+    """Whether JSON holds a number here."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def at_most(limit: float) -> Callable[[Any], bool]:
+    """Whether a value is a count up to a limit."""
+    return lambda value: is_number(value) and not value < 0 and not value > limit
+
+
+# What the values of a schema's keywords have to be.
+KEYWORDS: dict[str, Callable[[Any], bool]] = {
+    "minItems": at_most(MOST_ITEMS),
+    "minLength": at_most(MOST_CHARACTERS),
+    **dict.fromkeys(("maxItems", "maxLength"), at_most(math.inf)),
+    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), is_number),
+    **dict.fromkeys(
+        ("required", "enum", "anyOf", "oneOf", "allOf", "prefixItems"), lambda value: isinstance(value, list)
+    ),
+    "properties": lambda value: isinstance(value, dict),
+}
+
+
+def subschemas(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The schemas within a schema, each with its path."""
+    for key in ("anyOf", "oneOf", "allOf", "prefixItems"):
+        yield from ((f"{key}/{number}", part) for number, part in enumerate(schema.get(key, [])))
+    for key in ("properties", "$defs", "definitions"):
+        parts = schema.get(key)
+        yield from ((f"{key}/{name}", part) for name, part in (parts.items() if isinstance(parts, dict) else ()))
+    if "items" in schema:
+        yield "items", schema["items"]
+
+
+def merged(parts: Iterable[Any]) -> dict[str, Any]:
+    """One schema that asks for what all the parts ask for; of keywords that are neither, the last one counts."""
+    whole: dict[str, Any] = {}
+    for part in parts:
+        if isinstance(part, dict):
+            properties = {**whole.get("properties", {}), **part.get("properties", {})}
+            required = [*whole.get("required", []), *part.get("required", [])]
+            whole = {**whole, **part, "required": required}
+            if properties:
+                whole["properties"] = properties
+    return whole
+
+
+def without(schema: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """The schema without some of its keywords."""
+    return {key: value for key, value in schema.items() if key not in keys}
+
+
+# ---- schema writer ---------------------------------------------------------------------------------
 
 
 class SchemaWriter:
     """Writes a JSON value that satisfies a schema, with an answer in the place that is meant for one.
 
-    Known are type, enum, const, anyOf, oneOf, allOf, $ref within the schema, properties, prefixItems, items,
-    minItems, minLength, maxLength and the bounds of numbers; what else a schema asks for is not looked at.
+    Known are type, enum, const, anyOf, oneOf, allOf, $ref within the schema, properties, required, prefixItems, items,
+    minItems, maxItems, minLength, maxLength and the bounds of numbers; what else a schema asks for is not looked at.
     """
 
     def __init__(self, schema: Any, answer: str | bool | None, prose: str) -> None:
-        """Take the schema, the answer (None for none, a boolean for a verdict) and what to fill other texts with."""
+        """Take a checked schema, the answer (None for none, a boolean for a verdict), what to fill other texts with."""
         self.root = schema
         self.answer = answer
         self.prose = prose
-        self.anywhere = False  # whether a place without a telling name will do
+        self.names = ""  # a pattern of the names of properties that may hold the answer
         self.placed = False
+        self.numbers = False  # whether it holds a number, or a member of an enumeration, that is not the answer
+        self.steps = 0
+        self.open: list[str] = []  # the references that are being followed
 
     def write(self) -> str:
-        """The value as JSON. `placed` then says whether the answer is in it."""
-        value = self.value(self.root, "", "#", 0)
-        if not self.placed:
-            self.anywhere = True
-            value = self.value(self.root, "", "#", 0)
+        """The value as JSON. `placed` then says whether the answer is in it. Raises RequestError for an endless one."""
+        value: Any = None
+        for names in VERDICT_NAMES if isinstance(self.answer, bool) else ANSWER_NAMES:
+            self.names, self.numbers = names, False
+            try:
+                value = self.value(self.root, "")
+            except DeadEndError:
+                raise schema_error("#", "no value of it has an end") from None
+            if self.placed:
+                break
         return json.dumps(value, ensure_ascii=False)
 
-    def value(self, schema: Any, name: str, path: str, depth: int) -> Any:
-        """A value for the schema at `path`, which is that of the property `name`."""
-        if depth > SCHEMA_DEPTH:
-            raise invalid(f"JSON schema error at {path}: nested too deeply")
-        if schema is True or schema == {}:
+    def value(self, schema: Any, name: str) -> Any:
+        """A value for a schema, which is that of the property `name`."""
+        if isinstance(schema, bool) or not schema:
             schema = (
                 {"type": ["integer", "string", "null"]} if name else {"type": "object", "properties": {"answer": {}}}
             )
-        if not isinstance(schema, dict):
-            raise schema_error(path, "not a schema")
+        self.steps += 1
+        if self.steps > MOST_STEPS:
+            raise schema_error("#", "too complex")
         if "$ref" in schema:
-            return self.value(self.referenced(schema["$ref"], path), name, path, depth + 1)
+            return self.referenced(str(schema["$ref"]), name)
         for key in ("anyOf", "oneOf"):
-            if isinstance(schema.get(key), list) and schema[key]:
-                return self.alternative(schema[key], name, f"{path}/{key}", depth)
-        if isinstance(schema.get("allOf"), list):
-            merged = {key: value for part in schema["allOf"] if isinstance(part, dict) for key, value in part.items()}
-            return self.value({**merged, **{k: v for k, v in schema.items() if k != "allOf"}}, name, path, depth + 1)
-        if "const" in schema or isinstance(schema.get("enum"), list):
+            if schema.get(key):
+                rest = without(schema, key)
+                return self.alternative([merged((rest, part)) if rest else part for part in schema[key]], name)
+        if schema.get("allOf"):
+            return self.value(merged((without(schema, "allOf"), *schema["allOf"])), name)
+        if "const" in schema or schema.get("enum"):
             return self.member([schema["const"]] if "const" in schema else schema["enum"], name)
-        return self.typed_value(schema, name, path, depth)
+        return self.typed_value(schema, name)
 
-    def referenced(self, reference: Any, path: str) -> Any:
-        """The part of the schema that a `#/...` reference points to."""
+    def referenced(self, reference: str, name: str) -> Any:
+        """A value for the part of the schema that a `#/...` reference points to."""
         found: Any = self.root
-        for step in filter(None, str(reference).removeprefix("#").split("/")):
-            found = found.get(step) if isinstance(found, dict) else None
-        if found is None:
-            raise schema_error(path, f"cannot resolve {quoted(reference)}")
-        return found
+        for step in filter(None, reference.removeprefix("#").split("/")):
+            key: Any = step.replace("~1", "/").replace("~0", "~")
+            if isinstance(found, list) and re.fullmatch("[0-9]{1,9}", key, re.ASCII):
+                found = dict(enumerate(found))
+                key = int(key)
+            found = found.get(key) if isinstance(found, dict) else None
+        if not isinstance(found, dict | bool):
+            raise schema_error("#", f"cannot resolve {quoted(reference)}")
+        if reference in self.open:
+            raise DeadEndError
+        self.open.append(reference)
+        try:
+            return self.value(found, name)
+        finally:
+            self.open.pop()
 
-    def alternative(self, schemas: Sequence[Any], name: str, path: str, depth: int) -> Any:
-        """A value for the first of several schemas that takes the answer, else for the first of them."""
-        for number, schema in enumerate(schemas):
-            placed = self.placed
-            value = self.value(schema, name, f"{path}/{number}", depth + 1)
-            if self.placed and not placed:
-                return value
-        return self.value(schemas[0], name, f"{path}/0", depth + 1)
+    def alternative(self, schemas: Sequence[Any], name: str) -> Any:
+        """A value for the first of several schemas that takes the answer, else for the first that has an end."""
+        values, already = [], self.placed
+        for schema in schemas:
+            with contextlib.suppress(DeadEndError):
+                values.append(self.value(schema, name))
+                if self.placed and not already:
+                    return values[-1]
+        if not values:
+            raise DeadEndError
+        return values[0]
 
     def member(self, members: Sequence[Any], name: str) -> Any:
         """The one of the members that is the answer, else the first of them."""
         for member in members:
-            if isinstance(self.answer, bool) and isinstance(member, str | bool):
+            if isinstance(self.answer, bool) and isinstance(member, str | int):
                 same = bool(POSITIVE.fullmatch(str(member))) is self.answer
             else:
                 same = member is None if self.answer is None else str(member) == self.answer
             if same and self.take(name):
                 return member
-        return members[0] if members else None
+        self.numbers = self.numbers or bool(re.search("[0-9]", str(members[0])))
+        return members[0]
 
-    def typed_value(self, schema: Mapping[str, Any], name: str, path: str, depth: int) -> Any:
+    def typed_value(self, schema: Mapping[str, Any], name: str) -> Any:
         """A value of the type that the schema names."""
-        types = schema.get("type", "object" if "properties" in schema else "array" if "items" in schema else "string")
-        names = types if isinstance(types, list) and types else [types]
-        for kind in names:
-            if kind not in SCHEMA_TYPES:
-                raise schema_error(path, f"unrecognized type {kind}")
+        by_keys = "object" if "properties" in schema else "array" if "items" in schema else "string"
+        types = schema.get("type") or by_keys
+        names = types if isinstance(types, list) else [types]
         for kind in names:
             if self.can_say(kind, schema) and self.take(name):
-                return int(str(self.answer)) if kind in ("integer", "number") else self.answer_text(kind)
+                return self.answer_value(kind)
         if names[0] == "object":
-            fields = schema.get("properties")
-            parts = dict(fields) if isinstance(fields, dict) else {}
-            parts.update({key: {} for key in schema.get("required", ()) if key not in parts})
-            return {key: self.value(part, key, f"{path}/properties/{key}", depth + 1) for key, part in parts.items()}
+            return self.object_value(schema)
         if names[0] == "array":
-            listed = list(schema.get("prefixItems", ()))
-            wanted = max(int(schema.get("minItems", 0)), 1)
-            listed += [schema.get("items", True)] * (wanted - len(listed))
-            return [self.value(part, name or "item", f"{path}/items", depth + 1) for part in listed]
+            return self.array_value(schema, name)
         return self.filler(names[0], schema)
+
+    def object_value(self, schema: Mapping[str, Any]) -> dict[str, Any]:
+        """An object with all the properties that the schema names, but for those that have no end."""
+        required = schema.get("required", ())
+        parts = {**schema.get("properties", {})}
+        parts.update({key: {} for key in map(str, required) if key not in parts})
+        values = {}
+        for key, part in parts.items():
+            try:
+                values[key] = self.value(part, key)
+            except DeadEndError:
+                if key in required:
+                    raise
+        return values
+
+    def array_value(self, schema: Mapping[str, Any], name: str) -> list[Any]:
+        """An array with the items that the schema demands, or with one, unless that has no end."""
+        parts, least = list(schema.get("prefixItems", ())), int(schema.get("minItems", 0))
+        wanted = int(min(max(least, 1), schema.get("maxItems", math.inf)))
+        parts = [*parts, *[schema.get("items", True)] * (wanted - len(parts))][: max(wanted, least)]
+        try:
+            return [self.value(part, name or "item") for part in parts]
+        except DeadEndError:
+            if least:
+                raise
+            return []
 
     def can_say(self, kind: str, schema: Mapping[str, Any]) -> bool:
         """Whether a value of a simple type can be the answer."""
         if self.answer is None:
             return kind == "null"
-        if isinstance(self.answer, bool):
-            return kind in ("boolean", "string")
+        if isinstance(self.answer, bool) and kind in ("boolean", "string"):
+            return True
         if kind == "string":
-            return int(schema.get("minLength", 0)) <= len(self.answer) <= int(schema.get("maxLength", 1 << 30))
+            return bool(schema.get("minLength", 0) <= len(str(self.answer)) <= schema.get("maxLength", math.inf))
         low, high = number_bounds(schema)
-        is_number = kind in ("integer", "number") and re.fullmatch(r"-?[0-9]{1,1000}", self.answer)
-        return bool(is_number) and low <= int(self.answer) <= high
+        text = str(int(self.answer)) if isinstance(self.answer, bool) else self.answer
+        whole = kind in ("integer", "number") and re.fullmatch(r"-?[0-9]{1,1000}", text)
+        return bool(whole) and low <= int(text) <= high
 
-    def answer_text(self, kind: str) -> str | bool | None:
-        """The answer as it is, or a verdict in words where it has to be text."""
+    def answer_value(self, kind: str) -> str | int | bool | None:
+        """The answer as a value of a type that can say it."""
+        if kind in ("integer", "number") and self.answer is not None:
+            return int(self.answer)
         if isinstance(self.answer, bool) and kind == "string":
             return "correct" if self.answer else "incorrect"
         return self.answer
@@ -1150,14 +1304,19 @@ class SchemaWriter:
     def filler(self, kind: str, schema: Mapping[str, Any]) -> Any:
         """A value of a simple type that the schema allows."""
         if kind == "string":
-            low, high = int(schema.get("minLength", 0)), int(schema.get("maxLength", 1 << 30))
+            low, high = int(schema.get("minLength", 0)), int(min(schema.get("maxLength", math.inf), MOST_CHARACTERS))
             return self.prose[:high].ljust(low, ".")
+        if kind not in ("integer", "number"):
+            return {"null": None, "boolean": False}[kind]
+        self.numbers = True
         least, greatest = number_bounds(schema)
-        return {"null": None, "boolean": False}.get(kind, int(min(max(0, least), greatest)))
+        if kind == "integer" or least <= 0 <= greatest:
+            return int(min(max(0, least), greatest))
+        return middle(schema)
 
     def take(self, name: str) -> bool:
         """Whether the answer belongs in the property `name`; it has one place only."""
-        if self.placed or not (self.anywhere or ANSWER_NAME.search(name)):
+        if self.placed or not re.fullmatch(self.names, name, re.IGNORECASE):
             return False
         self.placed = True
         return True
@@ -1170,10 +1329,13 @@ def number_bounds(schema: Mapping[str, Any]) -> tuple[float, float]:
     return (math.ceil(low) if math.isfinite(low) else low), (math.floor(high) if math.isfinite(high) else high)
 
 
-def schema_error(path: str, problem: str) -> RequestError:
-    """The error for a schema that llama-server could make no grammar of."""
-    start = "Unable to generate parser for this template. Automatic parser generation failed: JSON schema error at"
-    return invalid(f"{start} {path}: {problem}")
+def middle(schema: Mapping[str, Any]) -> float:
+    """A number well within the bounds of a schema."""
+    low = max(schema.get("minimum", -math.inf), schema.get("exclusiveMinimum", -math.inf))
+    high = min(schema.get("maximum", math.inf), schema.get("exclusiveMaximum", math.inf))
+    if math.isfinite(low) and math.isfinite(high):
+        return float((low + high) / 2)
+    return float(low + 1 if math.isfinite(low) else high - 1)
 
 
 # ---- what the model says ---------------------------------------------------------------------------
@@ -1225,12 +1387,12 @@ def of_length(talk: Iterable[str], count: int) -> str:
     return "".join(pieces[: max(0, count)])
 
 
-def answer_text(request: ChatRequest, answer: str, answer_format: str, chance: random.Random) -> str:
+def answer_text(wishes: str, answer: str, answer_format: str, chance: random.Random) -> str:
     """The sentence that gives the answer; `auto` is the format that the prompt asks for."""
     if answer_format == "mixed":
         answer_format = chance.choice(sorted(SENTENCES))
     if answer_format == "auto":
-        if '"answer"' in request.text:
+        if '"answer"' in wishes:
             return "Here is the answer as JSON.\n" + SENTENCES["json"].format(answer)
         answer_format = "boxed"
     return SENTENCES[answer_format].format(answer)
@@ -1239,15 +1401,16 @@ def answer_text(request: ChatRequest, answer: str, answer_format: str, chance: r
 class Author:
     """Makes up what the model says on one delivery, as text with its thoughts between `<think>` and `</think>`."""
 
-    def __init__(self, request: ChatRequest, delivery: Delivery, settings: Settings, room: int) -> None:
-        """Take what is asked, what becomes of it, and the number of tokens that there is room for."""
+    def __init__(self, request: ChatRequest, delivery: Delivery, settings: Settings, room: int, wishes: str) -> None:
+        """Take what becomes of the request, how many tokens there is room for, and the words that ask for a format."""
         self.request = request
+        self.wishes = wishes
         self.settings = settings
         self.room = room
         self.delivery = delivery
         key = (settings.seed, delivery.question.name, delivery.number)
         self.chance = random.Random("/".join(map(str, key)))
-        self.length = round(settings.tokens * log_normal(settings.jitter, *key, "tokens"))
+        self.length = min(room + 1, round(settings.tokens * log_normal(settings.jitter, *key, "tokens")))
         self.thinks = request.thinking and settings.reasoning != "none"
         if request.schema is not None and not request.parses_thoughts:
             self.thinks = False  # thoughts would not be JSON
@@ -1262,7 +1425,7 @@ class Author:
         answer = self.delivery.answer
         final = GIVING_UP
         if answer is not None:
-            final = answer_text(self.request, answer, self.settings.answer_format, self.chance)
+            final = answer_text(self.wishes, answer, self.settings.answer_format, self.chance)
         return self.before(len(pieces_of(final))) + final, VERDICTS[outcome]
 
     def talk(self) -> Iterator[str]:
@@ -1291,7 +1454,7 @@ class Author:
             return of_length(talk, self.room + 1).lstrip()
         prose = of_length(talk, self.room + 1).lstrip()
         text = SchemaWriter(self.request.schema, None, prose).write()
-        return text if prose[:60] in text else "{" + " \n" * (2 * self.room + 2)  # between two fields
+        return text if len(pieces_of(text)) > self.room else "{" + " \n" * (2 * self.room + 2)  # between fields
 
     def structured(self, prose: str) -> tuple[str, str]:
         """A reply that satisfies the request's JSON schema, and the right verdict on it.
@@ -1303,50 +1466,55 @@ class Author:
         if delivery.outcome != "right":
             near = (int(delivery.question.answer) + step for step in (1, -1, 2, -2, 3, -3))
             tries += [(str(other), "incorrect") for other in near]
-        tries.append((None, "no_answer"))
         for answer, verdict in tries:  # noqa: B007 - the last verdict is wanted
             writer = SchemaWriter(self.request.schema, answer, prose or "Worked out step by step.")
             text = writer.write()
-            if writer.placed:
+            if writer.placed and not (answer is None and writer.numbers):
                 break
+        else:
+            verdict = "incorrect" if writer.numbers else "no_answer"
         thoughts = f"<think>{self.padding(len(pieces_of(text)))}</think>" if self.thinks else ""
         return thoughts + text, verdict
 
 
 # ---- judge -----------------------------------------------------------------------------------------
 
-SUBJECTS = "response|output|prediction|submission|(?:student|model|candidate|assistant|generated|predicted)(?:'s)? \\w+"
-TAGGED_RESPONSE = re.compile(
-    r"<(response|answer|solution|submission|output|completion|prediction|student_answer|model_response)>(.*?)</\1>",
-    re.DOTALL | re.IGNORECASE,
+SUBJECTS = (
+    "response|prediction|submission|"
+    "(?:student|model|candidate|assistant|generated|predicted)(?:'s)?(?: \\w+){0,2} (?:response|answer|solution|output)"
 )
-LABELLED_RESPONSE = re.compile(
-    rf"^[^\w\n]*(?:the )?(?:{SUBJECTS})[^\w\n:]*:(.*?)"
-    r"(?=^\s*(?:={3,}|-{3,}|\*{3,}|\[|<|#)"
-    r"|^\s*\n(?:please|judge|reply|respond|return|provide|is the|does the|your|just|grade|decide|assess|rate)\b|\Z)",
-    re.DOTALL | re.IGNORECASE | re.MULTILINE,
+RESPONSE_TAGS = ("response", "model_response", "student_answer", "submission", "prediction")
+# Prompts to solvers name these, too, as the place for an answer.
+WEAK_TAGS = ("output", "solution", "answer")
+RESPONSE_LABEL = re.compile(rf"^[^\w\n]*(?:the )?(?:{SUBJECTS})[^\w\n:]*:", re.IGNORECASE | re.MULTILINE)
+REFERENCE_LABEL = (
+    r"(?:expected|reference|correct|gold(?:en)?|ground[- ]?truth|target|true|expert|criterion)"
+    r"[ _]?(?:answer|solution|target)?[^\w\n]{0,3}[:>]"
 )
-REFERENCE = re.compile(
-    r"(?:expected|reference|correct|gold(?:en)?|ground[- ]?truth|target|true|expert|criterion)[ _]?"
-    r"(?:answer|solution|target)?[^\w\n]{0,3}"
-    r"[:>]\W{0,3}\s*\$?(?:\\boxed\{)?(-?[0-9][0-9,]*)",
+RESPONSE_END = re.compile(
+    r"\n[^\S\n]*(?:={3,}|\*{4,}|\[\w[^\]\n]{0,40}\]:|\[(?:begin|end)\b|<\w)"
+    rf"|\n[^\w\n]{{0,4}}(?:the )?{REFERENCE_LABEL}"
+    r"|\n[^\S\n]*(?:judge|reply|respond|is the|does the)\b"
+    r"|\n[^\S\n]*\n(?:please|return|provide|your|just|grade|decide|assess|rate)\b",
     re.IGNORECASE,
 )
+WEAK_END = re.compile(r"\n[^\S\n]*(?:-{3,}|#)")  # responses hold such lines, too
+REFERENCE = re.compile(REFERENCE_LABEL + r"[*\s]{0,4}([^\n]{1,60})", re.IGNORECASE)
 JUDGING = re.compile(
-    r"\bextract|\bjudge|\bgrad(?:e|er|ing)\b|\bverdict|\bwhich answer does\b|\bfinal answer (?:does|did|of|in)\b"
-    r"|\b(?:response|answer|solution|prediction|submission) (?:\w+ )?(?:is|are|matches|agrees|correct|gives?)\b",
+    r"\bextract|\bjudg|\bverdict|\bwhich answer does\b|\bgrad(?:e (?:the|this|a|it)|e:|er|ing)\b|\ba grade\b"
+    r"|\b(?:is|does) (?:the|this) (?:[\w']+ ){0,2}(?:response|answer|solution|prediction|submission)\b",
     re.IGNORECASE,
 )
 ASKS_FOR_VERDICT = re.compile(
     r"correct\W+or\W+(?:incorrect|not)|right\W+or\W+wrong|yes\W+(?:or|/)\W+no|true\W+or\W+false|\bgrade:|\bverdict"
-    r"|\bincorrect\b.*\bcorrect\b|\bcorrect\b.*\bincorrect\b|\"(?:is_)?correct\"",
-    re.IGNORECASE | re.DOTALL,
+    r"|\bincorrect\b|\"(?:is_)?correct\"",
+    re.IGNORECASE,
 )
 # The words in which a verdict is asked for, and those in which it is given, good and bad.
 VERDICT_WORDS = (
     ("extracted_final_answer", *(f"extracted_final_answer: {{read}}\ncorrect: {word}" for word in ("yes", "no"))),
     (r"(?i:\bgrade:)", "The two answers are compared.\n\nGRADE: C", "The two answers are compared.\n\nGRADE: I"),
-    (r"(?i:\bA\b\W{1,3}correct\b.*\bB\b\W{1,3}incorrect\b)", "A", "B"),
+    (r"(?i:\bA\b\W{1,3}correct\b.{0,200}?\bB\b\W{1,3}incorrect\b)", "A", "B"),
     (r"YES\W+(?:or|/)\W+NO", "YES", "NO"),
     (r"(?i:yes\W+(?:or|/)\W+no)", "yes", "no"),
     (r"(?i:true\W+or\W+false)", "true", "false"),
@@ -1357,7 +1525,7 @@ VERDICT_WORDS = (
 EXAMPLE_FIELD = re.compile(r'\{\s*"(\w+)"\s*:\s*("?)')
 WORDS_FOR_NONE = re.compile(r"\b(?:no|not|without|unclear|unable)\b[^.\n]{0,100}?['\"]([A-Za-z][^'\"\n]{0,30})['\"]")
 GIVEN_ANSWER = re.compile(
-    r"\\boxed\{\s*\$?(-?[0-9][0-9,]*)|\"answer\"\s*:\s*\"?(-?[0-9][0-9,]*)|\*\*\s*(-?[0-9][0-9,]*)\s*\*\*"
+    r"\\boxed\{\s*\$?(?:\\(?:text|mathrm|mathbf|textbf)\{)?\s*(-?[0-9][0-9,]*)|\"answer\"\s*:\s*\"?(-?[0-9][0-9,]*)|\*\*\s*(-?[0-9][0-9,]*)\s*\*\*"
     r"|answer\s*(?:is|are|:|=)\s*\$?(?:\\boxed\{)?(-?[0-9][0-9,]*)|\A\s*(-?[0-9][0-9,]*)\s*\Z",
     re.IGNORECASE,
 )
@@ -1374,15 +1542,38 @@ class Judging:
 
 def read_judging(text: str) -> Judging | None:
     """The parts of a prompt that asks to judge a response or to extract its answer; None for any other prompt."""
-    tagged = list(TAGGED_RESPONSE.finditer(text))
-    found = tagged[-1] if tagged else LABELLED_RESPONSE.search(text)
+    found = response_place(text)
     if found is None:
         return None
-    response, around = found[found.re.groups], f"{text[: found.start()]}\n{text[found.end() :]}"
+    start, end = found
+    response, around = text[start:end], f"{text[:start]}\n{text[end:]}"
     if not JUDGING.search(around):
         return None
     reference = REFERENCE.search(around)
-    return Judging(response, reference[1].replace(",", "") if reference else None, around)
+    return Judging(response, reference_answer(reference[1]) if reference else None, around)
+
+
+def reference_answer(text: str) -> str | None:
+    """The integer at the beginning of what follows the label of a reference answer."""
+    found = re.match(r"[^\w-]{0,4}(?:\\boxed\{)?(-?[0-9](?:[0-9]|,|\{,\})*)", text)
+    return canonical_answer(found[1].rstrip(",")) if found else canonical_answer(text)
+
+
+def response_place(text: str) -> tuple[int, int] | None:
+    """Where a prompt shows a response: between tags, else from a label to what ends it."""
+    for tag in (*RESPONSE_TAGS, *WEAK_TAGS):
+        start, end = text.find(f"<{tag}>") + len(tag) + 2, text.rfind(f"</{tag}>")
+        if len(tag) + 2 <= start <= end and re.search("[0-9]" if tag in WEAK_TAGS else r"\S", text[start:end]):
+            return start, end
+    for label in RESPONSE_LABEL.finditer(text):
+        ending = RESPONSE_END.search(text, label.end())
+        end = ending.start() if ending else len(text)
+        weak = list(WEAK_END.finditer(text, label.end(), end))
+        if weak and not ending and JUDGING.search(text, weak[-1].start()):
+            end = weak[-1].start()
+        if text[label.end() : end].strip():
+            return label.end(), end
+    return None
 
 
 def given_answer(response: str) -> str | None:
@@ -1426,8 +1617,7 @@ def verdict_text(instruction: str, read: str | None, verdict: bool, schema: Any)
 def extraction_text(instruction: str, read: str | None, schema: Any) -> str:
     """The answer that was read as a judge is asked to write it."""
     if schema is not None:
-        writer = SchemaWriter(schema, read, "Read from the response.")
-        return writer.write()
+        return SchemaWriter(schema, read, "Read from the response.").write()
     field = example_field(instruction)
     if field is not None:
         name, in_quotes = field
@@ -1446,6 +1636,7 @@ def example_field(instruction: str) -> tuple[str, bool] | None:
 
 # ---- identity --------------------------------------------------------------------------------------
 
+BUILD = "b9999-simulator"
 DEFAULT_SLOTS = 4
 MODEL_CONTEXT = 32768
 MODEL_META = {
@@ -1619,7 +1810,9 @@ def read_chat(raw: bytes, settings: Settings) -> ChatRequest:
     body = read_object(raw)
     if "messages" not in body:
         raise invalid("'messages' is required")
-    texts = [message_text(message) for message in read_messages(body)]
+    if not isinstance(body["messages"], list):
+        raise invalid("Expected 'messages' to be an array")
+    texts = [message_text(message) for message in body["messages"]]
     wishes = "\n".join(text for role, text in texts if role != "assistant")
     user_texts = [text for role, text in reversed(texts) if role == "user"]
     prompt = make_prompt(user_texts, wishes, chat_prompt(texts))
@@ -1647,7 +1840,7 @@ def read_object(raw: bytes) -> dict[str, Any]:
 def read_json(raw: bytes) -> Any:
     """The JSON value of a request body; one that is none is the server's fault to llama-server."""
     try:
-        return json.loads(raw.decode("utf-8"), parse_constant=refuse_constant)
+        return json.loads(raw.decode("utf-8"), parse_constant=refuse_constant, parse_float=finite)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         problem = f"syntax error while parsing value - {error.msg}"
@@ -1666,16 +1859,16 @@ def read_json(raw: bytes) -> Any:
     raise RequestError(500, "server_error", message)
 
 
+def finite(text: str) -> float:
+    """The number in a text; JSON can write some that are too large for one."""
+    if math.isinf(float(text)):
+        raise ValueError(f"number overflow parsing '{text}'")
+    return float(text)
+
+
 def refuse_constant(name: str) -> NoReturn:
     """Python reads NaN and Infinity, which are not JSON."""
     raise ValueError(f"invalid literal; last read: '{name}'")
-
-
-def read_messages(body: Mapping[str, Any]) -> list[Any]:
-    """The messages of a chat."""
-    if not isinstance(body.get("messages"), list):
-        raise invalid("Expected 'messages' to be an array")
-    return list(body["messages"])
 
 
 def message_text(message: Any) -> tuple[str, str]:
@@ -1799,21 +1992,24 @@ def read_schema(body: Mapping[str, Any]) -> Any:
     if isinstance(wanted, dict) and kind == "json_object":
         schema = wanted.get("schema", {})
     if isinstance(wanted, dict) and kind == "json_schema":
-        schema = (wanted.get("json_schema") or {}).get("schema", {})
+        named = wanted.get("json_schema") or {}
+        schema = named.get("schema", {}) if isinstance(named, dict) else named
     if grammar and schema is not None:
         raise RequestError(500, "server_error", "Cannot use both json_schema and grammar")
     if grammar and not is_grammar(str(grammar)):
         raise invalid("Failed to initialize samplers: failed to parse grammar")
     if schema is not None:
-        SchemaWriter(schema, None, "").write()  # raises what is wrong with it
+        check_schema(schema)
+        SchemaWriter(schema, None, "").write()  # raises RequestError where references lead nowhere
     return schema
 
 
 def is_grammar(text: str) -> bool:
     """Whether a text may be a GBNF grammar: a root, closed brackets, no rule that is used but not defined."""
     bare = re.sub(r'"(?:\\.|[^"\\\n])*"|\[(?:\\.|[^\]\\\n])*\]|#[^\n]*', " ", text)
-    defined = set(re.findall(r"([\w-]+)\s*::=", bare))
-    used = set(re.findall(r"[A-Za-z][\w-]*(?!\s*::=)\b", re.sub(r"\{[^}]*\}", "", bare)))
+    definition = re.compile(r"([\w-]+)\s*::=")
+    defined = set(definition.findall(bare))
+    used = set(re.findall(r"[A-Za-z][\w-]*", definition.sub("", bare)))
     return "root" in defined and used <= defined and bare.count("(") == bare.count(")") and '"' not in bare
 
 
@@ -1850,6 +2046,7 @@ class Slot:
 class Ticket:
     """A request's place in the queue for slots."""
 
+    job: Job
     count: int
     granted: threading.Event
     slots: list[Slot]
@@ -1867,8 +2064,8 @@ class Slots:
 
     @contextlib.contextmanager
     def held(self, job: Job, has_left: Callable[[], bool]) -> Iterator[None]:
-        """Hold a slot for each choice of a job; raises HangupError if the client leaves before they are free."""
-        ticket = Ticket(max(1, len(job.choices)), threading.Event(), [])
+        """Hold a slot for each choice of a job, or all; raises HangupError if the client leaves while it waits."""
+        ticket = Ticket(job, min(len(job.choices), len(self.slots)), threading.Event(), [])
         with self.lock:
             self.queue.append(ticket)
             self._serve()
@@ -1876,8 +2073,6 @@ class Slots:
             while not ticket.granted.wait(LEFT_CHECK_SECONDS):
                 if has_left():
                     raise HangupError
-            for slot in ticket.slots:
-                slot.job = job
             job.start()
             yield
         finally:
@@ -1897,7 +2092,8 @@ class Slots:
             ticket = self.queue.popleft()
             ticket.slots = [self.free.popleft() for _ in range(ticket.count)]
             for slot in ticket.slots:
-                slot.busy = True
+                slot.busy, slot.job = True, ticket.job
+            ticket.job.slot = ticket.slots[0].number
             ticket.granted.set()
 
     def counts(self) -> tuple[int, int]:
@@ -1928,6 +2124,7 @@ class Job:
         self.first_token: float | None = None
         self.prompt_ms = 0.001
         self.sent = 0  # tokens
+        self.slot = 0  # the number of its first one
 
     def start(self) -> None:
         """The slot is there, and with it the clock runs."""
@@ -1945,9 +2142,8 @@ class Job:
 
     def due(self, number: int) -> float:
         """When the number-th token is there, counted from 0, as a value of `perf_counter`."""
-        return (
-            self.started + self.pace.first if self.first_token is None else self.first_token + number * self.pace.step
-        )
+        first = self.started + self.pace.first if self.first_token is None else self.first_token
+        return first + number * self.pace.step
 
     def decoded(self) -> int:
         """How many tokens are there by now."""
@@ -1969,14 +2165,36 @@ def milliseconds(seconds: float) -> float:
     return max(0.001, round(seconds * 1000, 3))
 
 
+def slot_view(slot: Slot, settings: Settings) -> dict[str, Any]:
+    """A slot as `GET /slots` shows it: one that has never worked has little to tell."""
+    view = {"id": slot.number, "n_ctx": settings.slot_context, "speculative": False, "is_processing": slot.busy}
+    job = slot.job
+    if job is None:
+        return view
+    limit = job.request.limit
+    decoded = job.decoded() if slot.busy else 0
+    prompt = job.choices[0].prompt_tokens
+    next_token = {
+        "has_next_token": slot.busy,
+        "has_new_line": False,
+        "n_remain": limit - decoded if slot.busy and limit is not None else -1,
+        "n_decoded": decoded,
+    }
+    return {
+        **view,
+        "id_task": job.number,
+        "n_prompt_tokens": prompt + decoded,
+        "n_prompt_tokens_processed": prompt if slot.busy else 0,
+        "n_prompt_tokens_cache": 0,
+        "params": job.request.sampling,
+        "next_token": [next_token],
+    }
+
+
 # ---- replies ---------------------------------------------------------------------------------------
 
-BUILD = "b9999-simulator"
-# Tokens that are written in one go where they come faster than they can be sent one by one.
-BATCH = 256
-PING_SECONDS = 30.0
-BREAKING_FAULTS = frozenset({"reset-body", "short-body", "cut-json", "stream-error"})
-BAD_BYTES = "\udcff\udcfe"  # each the escape of a byte that no UTF-8 has
+# What stands for bytes that no UTF-8 has, until the text is encoded: characters that no text has.
+BAD_MARK, BAD_BYTES = "\ue0ff\ue0fe\n", b"\xff\xfe\\n"
 
 
 def fields_of(pieces: Sequence[str], parses_thoughts: bool) -> list[tuple[str, str]]:
@@ -2050,7 +2268,7 @@ def message_of(job: Job, choice: Choice) -> dict[str, Any]:
         return {"role": "assistant", "content": None}
     reasoning = choice.text("reasoning_content")
     if job.fault == "bad-utf8":
-        content = BAD_BYTES + content
+        content = BAD_MARK + content
     return {"role": "assistant", "content": content, **({"reasoning_content": reasoning} if reasoning else {})}
 
 
@@ -2066,7 +2284,7 @@ def whole_choice(job: Job, index: int) -> dict[str, Any]:
     return whole
 
 
-def completion(job: Job, simulator: Simulator) -> dict[str, Any]:
+def completion(job: Job, alias: str) -> dict[str, Any]:
     """The whole reply as one JSON object."""
     first = job.choices[0]
     empty = job.fault == "no-choices"
@@ -2074,26 +2292,26 @@ def completion(job: Job, simulator: Simulator) -> dict[str, Any]:
     return {
         "choices": [] if empty else [whole_choice(job, index) for index in range(len(job.choices))],
         "created": int(time.time()),
-        "model": simulator.settings.alias,
+        "model": alias,
         "system_fingerprint": BUILD,
         "object": "chat.completion" if job.request.is_chat else "text_completion",
         "usage": usage(first),
         "id": completion_id(),
-        **({"__verbose": verbose_view(job, simulator, timing)} if job.request.verbose else {}),
+        **({"__verbose": verbose_view(job, alias, timing)} if job.request.verbose else {}),
         "timings": timing,
     }
 
 
-def verbose_view(job: Job, simulator: Simulator, timing: Mapping[str, Any]) -> dict[str, Any]:
+def verbose_view(job: Job, alias: str, timing: Mapping[str, Any]) -> dict[str, Any]:
     """What the server shows of its own view of a reply when it is asked for it."""
     choice, prompt = job.choices[0], job.request.prompts[0]
     return {
         "index": 0,
         "content": choice.text("reasoning_content") + choice.text("content"),
         "tokens": [],
-        "id_slot": next((slot.number for slot in simulator.slots.slots if slot.job is job), 0),
+        "id_slot": job.slot,
         "stop": True,
-        "model": simulator.settings.alias,
+        "model": alias,
         "tokens_predicted": choice.completion_tokens,
         "tokens_evaluated": choice.prompt_tokens,
         "generation_settings": generation_settings(job.request),
@@ -2112,12 +2330,10 @@ def compact_json(value: object) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
-def encoded(text: str) -> bytes:
-    """The text in UTF-8, but for the bytes that a fault has put in; a lone half of a character becomes `?`."""
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace")
+def encoded(text: str, fault: str | None = None) -> bytes:
+    """The text in UTF-8, in which a fault may put other bytes; half a character becomes `?`."""
+    data = text.encode("utf-8", "replace")
+    return data.replace(compact_json(BAD_MARK)[1:-1].encode(), BAD_BYTES) if fault == "bad-utf8" else data
 
 
 # ---- streams ---------------------------------------------------------------------------------------
@@ -2126,16 +2342,16 @@ def encoded(text: str) -> bytes:
 class Stream:
     """Writes the server-sent events of one reply."""
 
-    def __init__(self, job: Job, simulator: Simulator) -> None:
+    def __init__(self, job: Job, alias: str) -> None:
         """Prepare what is the same in each event."""
         self.job = job
         self.request = job.request
-        created, model, name = int(time.time()), simulator.settings.alias, completion_id()
+        created, name = int(time.time()), completion_id()
         kind = {"system_fingerprint": BUILD, "object": "chat.completion.chunk"}
-        self.before: dict[str, Any] = {"created": created, "id": name, "model": model, **kind}
+        self.before: dict[str, Any] = {"created": created, "id": name, "model": alias, **kind}
         self.after: dict[str, Any] = {}
         if not self.request.is_chat:
-            self.before = {"created": created, "model": model, **kind, "object": "text_completion"}
+            self.before = {"created": created, "model": alias, **kind, "object": "text_completion"}
             self.after = {"id": name}
         self.frame = compact_json(self.before)[1:-1]
 
@@ -2158,8 +2374,8 @@ class Stream:
             if self.request.progress:
                 yield from self.progress(index, choice)
             yield self.event(self.delta(index, {"role": "assistant", "content": None}))
-            if self.job.fault == "bad-utf8":
-                yield self.event(self.delta(index, {"content": BAD_BYTES}))
+        if number == 0 and self.job.fault == "bad-utf8":
+            yield self.event(self.delta(index, {"content": BAD_MARK}))
         if number < len(choice.fields) and self.job.fault != "null-content":
             yield from self.piece(index, number, *choice.fields[number])
         if number == choice.completion_tokens - 1:
@@ -2218,30 +2434,32 @@ class Stream:
 # ---- metrics ---------------------------------------------------------------------------------------
 
 
-def slot_view(slot: Slot, settings: Settings) -> dict[str, Any]:
-    """A slot as `GET /slots` shows it: one that has never worked has little to tell."""
-    view = {"id": slot.number, "n_ctx": settings.slot_context, "speculative": False, "is_processing": slot.busy}
-    job = slot.job
-    if job is None:
-        return view
-    limit = job.request.limit
-    decoded = job.decoded() if slot.busy else 0
-    prompt = job.choices[0].prompt_tokens
-    next_token = {
-        "has_next_token": slot.busy,
-        "has_new_line": False,
-        "n_remain": limit - decoded if slot.busy and limit is not None else -1,
-        "n_decoded": decoded,
-    }
-    return {
-        **view,
-        "id_task": job.number,
-        "n_prompt_tokens": prompt + decoded,
-        "n_prompt_tokens_processed": prompt if slot.busy else 0,
-        "n_prompt_tokens_cache": 0,
-        "params": job.request.sampling,
-        "next_token": [next_token],
-    }
+# Name, kind and meaning of each metric, in the order of Metrics.text.
+METRICS = (
+    ("prompt_tokens_total", "counter", "Number of prompt tokens processed, excluding cached tokens"),
+    ("prompt_tokens_cached_total", "counter", "Number of prompt tokens reused from the cache"),
+    ("prompt_seconds_total", "counter", "Total time spent processing prompts"),
+    ("tokens_predicted_total", "counter", "Number of generation tokens processed"),
+    ("tokens_predicted_seconds_total", "counter", "Total time spent generating tokens"),
+    (
+        "n_decode_total",
+        "counter",
+        "Total number of llama_decode() calls, excluding speculative decoding and multimodal decoding",
+    ),
+    ("n_tokens_max", "counter", "Largest observed sequence length (prompt + generation)"),
+    ("spec_decode_num_draft_tokens_total", "counter", "Speculative: Total draft tokens generated"),
+    (
+        "spec_decode_num_accepted_tokens_total",
+        "counter",
+        "Speculative: Total draft tokens accepted by the target model",
+    ),
+    ("spec_decode_num_drafts_total", "counter", "Speculative: Total speculative decoding verification steps"),
+    ("prompt_tokens_seconds", "gauge", "Average prompt throughput in tokens/s"),
+    ("predicted_tokens_seconds", "gauge", "Average generation throughput in tokens/s"),
+    ("requests_processing", "gauge", "Number of requests processing"),
+    ("requests_deferred", "gauge", "Number of requests deferred"),
+    ("n_busy_slots_per_decode", "gauge", "Average number of busy slots per llama_decode() call"),
+)
 
 
 class Metrics:
@@ -2276,42 +2494,43 @@ class Metrics:
             prompt_speed = self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0
             speed = self.predicted_tokens / self.predicted_seconds if self.predicted_seconds else 0
             per_decode = self.predicted_tokens / self.decodes if self.decodes else 0
-            values: list[tuple[str, str, str, float]] = [
-                ("prompt_tokens_total", "counter", PROMPT_TOKENS, self.prompt_tokens),
-                ("prompt_tokens_cached_total", "counter", "Number of prompt tokens reused from the cache", 0),
-                ("prompt_seconds_total", "counter", "Total time spent processing prompts", self.prompt_seconds),
-                ("tokens_predicted_total", "counter", "Number of generation tokens processed", self.predicted_tokens),
-                ("tokens_predicted_seconds_total", "counter", PREDICTED_SECONDS, self.predicted_seconds),
-                ("n_decode_total", "counter", DECODES, self.decodes),
-                ("n_tokens_max", "counter", "Largest observed sequence length (prompt + generation)", self.longest),
-                ("spec_decode_num_draft_tokens_total", "counter", "Speculative: Total draft tokens generated", 0),
-                ("spec_decode_num_accepted_tokens_total", "counter", ACCEPTED, 0),
-                ("spec_decode_num_drafts_total", "counter", DRAFTS, 0),
-                ("prompt_tokens_seconds", "gauge", "Average prompt throughput in tokens/s", prompt_speed),
-                ("predicted_tokens_seconds", "gauge", "Average generation throughput in tokens/s", speed),
-                ("requests_processing", "gauge", "Number of requests processing", busy),
-                ("requests_deferred", "gauge", "Number of requests deferred", waiting),
-                ("n_busy_slots_per_decode", "gauge", BUSY_SLOTS, per_decode),
-            ]
+            values: tuple[float, ...] = (
+                self.prompt_tokens,
+                0,
+                self.prompt_seconds,
+                self.predicted_tokens,
+                self.predicted_seconds,
+                self.decodes,
+                self.longest,
+                0,
+                0,
+                0,
+                prompt_speed,
+                speed,
+                busy,
+                waiting,
+                per_decode,
+            )
         lines = []
-        for name, kind, meaning, value in values:
+        for (name, kind, meaning), value in zip(METRICS, values, strict=True):
             title = f"llamacpp:{name}"
             lines.append(f"# HELP {title} {meaning}\n# TYPE {title} {kind}\n{title} {value:.6g}\n")
         return "".join(lines)
-
-
-PROMPT_TOKENS = "Number of prompt tokens processed, excluding cached tokens"
-PREDICTED_SECONDS = "Total time spent generating tokens"
-DECODES = "Total number of llama_decode() calls, excluding speculative decoding and multimodal decoding"
-ACCEPTED = "Speculative: Total draft tokens accepted by the target model"
-DRAFTS = "Speculative: Total speculative decoding verification steps"
-BUSY_SLOTS = "Average number of busy slots per llama_decode() call"
 
 
 # ---- simulator -------------------------------------------------------------------------------------
 
 LOG_LENGTH = 20_000
 ENOUGH_OF_A_LOOP = 3000  # characters, after which a client that leaves has seen what it is
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a prompt asks: a name to count its attempts by, the match, and what to judge, if anything."""
+
+    name: str
+    match: Match | Miss
+    judging: Judging | None
 
 
 class Simulator:
@@ -2340,27 +2559,35 @@ class Simulator:
         for prompt in request.prompts:
             if prompt.tokens >= context:
                 raise context_error(prompt.tokens, context)
-        match = self.matcher.find(request.prompts[0].user_texts)
-        judging = next(filter(None, map(read_judging, request.prompts[0].user_texts[:1])), None)
-        if isinstance(match, Miss) and judging is None and self.settings.unmatched is None:
-            raise self.refusal(request, match)
-        name = match.question.name if isinstance(match, Match) else digest(0, request.prompts[0].rendered).hex()[:16]
-        attempt, fault = self.faults.next(name, request.stream)
-        entry = {"attempt": attempt, "fault": fault, **match_view(match)}
-        pace = self.pace(name, attempt)
-        if fault in STATUS_FAULTS or fault in UNGENERATED_FAULTS:
-            self.record({"role": "none", **entry, "decision": "lost", "answer": None})
-            return Job(request, [], pace, fault)
-        choices = []
-        for prompt in request.prompts:
-            for _ in range(request.choices):
-                if judging is not None:
-                    choices.append(self.judge(request, prompt, judging, match, entry))
-                elif isinstance(match, Match):
-                    choices.append(self.solve(request, prompt, match.question, entry))
-                else:
-                    choices.append(self.fixed(request, prompt, entry))
+        asked = [self.asked(prompt) for prompt in request.prompts]
+        attempt, fault = self.faults.next(asked[0].name, request.stream)
+        pace, choices = self.pace(asked[0].name, attempt), []
+        for prompt, what in zip(request.prompts, asked, strict=True):
+            entry = {"attempt": attempt, "fault": fault, **match_view(what.match)}
+            if fault in STATUS_FAULTS or fault in UNGENERATED_FAULTS:
+                self.record({"role": "none", **entry, "decision": "lost", "answer": None, "verdict": "lost"})
+                continue
+            choices += [self.choice(request, prompt, what, entry) for _ in range(request.choices)]
         return Job(request, choices, pace, fault)
+
+    def asked(self, prompt: Prompt) -> Asked:
+        """What a prompt asks; raises RequestError if that is nothing known."""
+        match = self.matcher.find(prompt.user_texts)
+        judging = read_judging(prompt.text)
+        if judging is None:
+            if isinstance(match, Match):
+                return Asked(match.question.name, match, None)
+            if self.settings.unmatched is None:
+                raise self.refusal(prompt, match)
+        return Asked(digest(0, prompt.rendered).hex()[:16], match, judging)
+
+    def choice(self, request: ChatRequest, prompt: Prompt, asked: Asked, entry: Mapping[str, Any]) -> Choice:
+        """One reply to a prompt."""
+        if asked.judging is not None:
+            return self.judge(request, prompt, asked.judging, asked.match, entry)
+        if isinstance(asked.match, Match):
+            return self.solve(request, prompt, asked.match.question, entry)
+        return self.fixed(request, prompt, entry)
 
     def pace(self, name: str, attempt: int) -> Pace:
         """How fast an attempt at a question is answered."""
@@ -2378,7 +2605,11 @@ class Simulator:
         """An answer to a known question."""
         delivery = self.deliveries.take(question)
         room = self.room(request, prompt)
-        text, verdict = Author(request, delivery, self.settings, room).text()
+        try:
+            text, verdict = Author(request, delivery, self.settings, room, prompt.text).text()
+        except RequestError:  # of a schema that is too complex
+            self.deliveries.settle(delivery, None)
+            raise
         choice = make_choice(text, verdict, room, request, prompt)
         decided = {"decision": delivery.outcome, "answer": delivery.answer, "delivery": delivery.number}
         record = self.record({"role": "solver", **entry, **decided, "verdict": None})
@@ -2391,7 +2622,9 @@ class Simulator:
         truth = match.question.answer if isinstance(match, Match) else None
         mistaken = draw(self.settings.seed, "judge", prompt.rendered) < self.settings.judge_error_rate
         text = judgement(judging, truth, request.schema, mistaken)
-        self.record({"role": "judge", **entry, "decision": "wrong" if mistaken else "right", "answer": text})
+        self.record(
+            {"role": "judge", **entry, "decision": "wrong" if mistaken else "right", "answer": text, "verdict": None}
+        )
         return make_choice(text, None, self.room(request, prompt), request, prompt)
 
     def fixed(self, request: ChatRequest, prompt: Prompt, entry: Mapping[str, Any]) -> Choice:
@@ -2399,7 +2632,7 @@ class Simulator:
         text = self.settings.unmatched or ""
         if request.schema is not None:
             text = SchemaWriter(request.schema, text, text).write()
-        self.record({"role": "fixed", **entry, "decision": "fixed", "answer": None})
+        self.record({"role": "fixed", **entry, "decision": "fixed", "answer": None, "verdict": None})
         return make_choice(text, None, self.room(request, prompt), request, prompt)
 
     def record(self, entry: dict[str, Any]) -> dict[str, Any]:
@@ -2419,13 +2652,15 @@ class Simulator:
                 continue
             looped = delivery.outcome == "loop" and choice.length(job.sent) >= ENOUGH_OF_A_LOOP
             lost = not (reached or looped) or (job.fault is not None and job.fault not in DELIVERING_FAULTS)
-            verdict = "no_answer" if job.fault == "null-content" else choice.verdict
+            verdict = choice.verdict
+            if job.fault == "null-content":
+                verdict = "truncated" if choice.finish_reason == "length" else "no_answer"
             self.deliveries.settle(delivery, None if lost else verdict)
             choice.entry["verdict"] = "lost" if lost else verdict
 
-    def refusal(self, request: ChatRequest, miss: Miss) -> RequestError:
+    def refusal(self, prompt: Prompt, miss: Miss) -> RequestError:
         """Why there is no answer."""
-        texts = request.prompts[0].user_texts
+        texts = prompt.user_texts
         closest = shown(miss.closest.name) if miss.closest else "none"
         detail = f"; closest {closest}, asked {quoted(texts[0] if texts else '')}"
         known = f"{len(self.questions)} known questions"
@@ -2436,7 +2671,9 @@ class Simulator:
             accepted = f"accepted up to {self.settings.match_threshold:.2f}"
             distances = f"closest distance {miss.distance:.2f}, {accepted}"
             message = f"the prompt matches none of the {known} ({distances})"
-        self.entries.append({"role": "none", **match_view(miss), "decision": "refused", "answer": None})
+        self.entries.append(
+            {"role": "none", **match_view(miss), "decision": "refused", "answer": None, "verdict": None}
+        )
         return RequestError(400, "invalid_request_error", message, detail)
 
 
@@ -2472,34 +2709,36 @@ TRANSFER_SECONDS = 600.0  # for a client to send the rest of a request, or to ta
 HEAD_LIMIT = 1 << 16
 BODY_LIMIT = 1 << 26
 READ_SIZE = 1 << 16
-CLIENT_FIELDS = {"CONTENT_TYPE": "", "CONTENT_LENGTH": ""}
+CONTROL = re.compile(r"[\0-\x08\n-\x1f\x7f]")
+BODY_FIELDS = frozenset({"CONTENT_TYPE", "CONTENT_LENGTH"})
 
 
-class Client(socketserver.BaseRequestHandler):
+class Connection(socketserver.BaseRequestHandler):
     """One connection: reads requests, has the application answer them, writes its replies."""
 
     request: socket.socket
     server: HttpServer
 
     def setup(self) -> None:
-        """Prepare to read and write."""
+        """Nothing has been read."""
         self.unread = bytearray()
         self.patience = 0.0
-        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(TRANSFER_SECONDS))
         self.poll = select.poll()
         self.poll.register(self.request, select.POLLIN)
 
     def handle(self) -> None:
         """Serve the requests of one connection, as many as it may carry."""
         try:
+            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(TRANSFER_SECONDS))
             for left in reversed(range(KEEP_ALIVE_REQUESTS)):
                 environ = self.read_request()
                 if environ is None or not self.respond(environ, last=left == 0):
                     return
         except HangupError as end:
             if end.reset:  # close() then sends no FIN, but a reset
-                self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                with contextlib.suppress(OSError):
+                    self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.request.close()
         except BadRequestError as error:
             log(f"refused 400: {error}")
@@ -2583,17 +2822,17 @@ class Client(socketserver.BaseRequestHandler):
             "REQUEST_METHOD": method,
             "SCRIPT_NAME": "",
             "PATH_INFO": urllib.parse.unquote_to_bytes(path).decode("latin-1"),
-            "QUERY_STRING": query,
+            "QUERY_STRING": urllib.parse.quote(query, safe=string.printable, encoding="latin-1"),
             "SERVER_PROTOCOL": protocol,
             **self.server.base_environ,
             "simulator.connection": self,
         }
         for line in lines:
             name, colon, value = line.partition(":")
-            if not colon or not name or name != name.strip():
+            if not colon or not name or name != name.strip() or CONTROL.search(value):
                 raise BadRequestError(f"{quoted(line)} is no header field")
             key = name.upper().replace("-", "_")
-            environ[key if key in CLIENT_FIELDS else "HTTP_" + key] = value.strip()
+            environ[key if key in BODY_FIELDS else "HTTP_" + key] = value.strip()
         return environ
 
     def read_body(self, environ: dict[str, Any]) -> bytes:
@@ -2707,7 +2946,7 @@ class HttpServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def __init__(self, bound: socket.socket, app: flask.Flask) -> None:
         """Take a socket that listens."""
-        super().__init__(bound.getsockname()[:2], Client, bind_and_activate=False)
+        super().__init__(bound.getsockname()[:2], Connection, bind_and_activate=False)
         self.socket.close()
         self.socket = bound
         self.port = bound.getsockname()[1]
@@ -2744,6 +2983,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 # ---- responses -------------------------------------------------------------------------------------
 
+# Tokens that are written in one go where they come faster than they can be sent one by one.
+BATCH = 256
+PING_SECONDS = 30.0
 HANG_SECONDS = 3600.0
 DRIP_SECONDS = 0.2
 
@@ -2776,7 +3018,7 @@ def status_response(kind: str) -> flask.Response:
     return response
 
 
-def paced(job: Job, connection: Client) -> Iterator[tuple[int, int] | None]:
+def paced(job: Job, connection: Connection) -> Iterator[tuple[int, int] | None]:
     """The tokens of a job as they come due, as ranges; None for a sign of life while none does.
 
     Raises HangupError when the client leaves.
@@ -2797,7 +3039,7 @@ def paced(job: Job, connection: Client) -> Iterator[tuple[int, int] | None]:
         position = upto
 
 
-def streamed(stream: Stream, job: Job, simulator: Simulator, connection: Client) -> Iterator[bytes]:
+def streamed(stream: Stream, job: Job, simulator: Simulator, connection: Connection) -> Iterator[bytes]:
     """The bytes of a streamed reply but for its ending, with what its fault makes of them."""
     middle = job.total // 2 if job.fault in BREAKING_FAULTS else job.total
     with simulator.slots.held(job, connection.has_left):
@@ -2806,7 +3048,7 @@ def streamed(stream: Stream, job: Job, simulator: Simulator, connection: Client)
                 yield b":\n\n"
                 continue
             start, stop = part
-            yield encoded(stream.tokens(start, min(stop, middle)))
+            yield encoded(stream.tokens(start, min(stop, middle)), job.fault)
             job.sent = stop
             if stop > middle:
                 yield from broken_off(job.fault)
@@ -2825,7 +3067,7 @@ def broken_off(fault: str | None) -> Iterator[bytes]:
         yield encoded(f"data: {compact_json({'error': error})}\n\n")
 
 
-def chat_response(simulator: Simulator, request: ChatRequest, connection: Client) -> flask.Response:
+def chat_response(simulator: Simulator, request: ChatRequest, connection: Connection) -> flask.Response:
     """The reply to a chat request, whole or as a stream, with what a fault makes of it."""
     job = simulator.job(request)
     if job.fault in STATUS_FAULTS:
@@ -2837,22 +3079,24 @@ def chat_response(simulator: Simulator, request: ChatRequest, connection: Client
             connection.wait(HANG_SECONDS)
         return hang_up(reset=job.fault == "reset")
     if request.stream:
-        stream = Stream(job, simulator)
+        stream = Stream(job, simulator.settings.alias)
         body = delivered(job, simulator, streamed(stream, job, simulator, connection), stream.ending)
         body = dripping(body, connection) if job.fault == "drip" else body
         return flask.Response(body, content_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
     return whole_response(job, simulator, connection)
 
 
-def whole_response(job: Job, simulator: Simulator, connection: Client) -> flask.Response:
+def whole_response(job: Job, simulator: Simulator, connection: Connection) -> flask.Response:
     """A reply that is not streamed. A client that leaves does not end the work on it, as in llama-server."""
     try:
         with simulator.slots.held(job, connection.has_left):
             sleep_until(job.due(0))
             job.prompt_is_read()
             sleep_until(job.due(job.total - 1))
-            data = encoded(compact_json(completion(job, simulator)))
+            data = encoded(compact_json(completion(job, simulator.settings.alias)), job.fault)
             simulator.metrics.count(job)
+        if connection.has_left():
+            raise HangupError
     except HangupError:
         simulator.settle(job, reached=False)
         return hang_up()
@@ -2893,7 +3137,7 @@ def delivered(job: Job, simulator: Simulator, body: Iterator[bytes], ending: Cal
             simulator.settle(job, reached=False)
 
 
-def dripping(body: Iterator[bytes], connection: Client) -> Iterator[bytes]:
+def dripping(body: Iterator[bytes], connection: Connection) -> Iterator[bytes]:
     """The body byte by byte, slowly."""
     with contextlib.closing(body):  # type: ignore[type-var]
         for data in body:
@@ -2928,7 +3172,8 @@ def check_key(settings: Settings) -> None:
     if not settings.keys or flask.request.path in PUBLIC:
         return
     given = flask.request.headers.get("Authorization", "") or flask.request.headers.get("X-Api-Key", "")
-    known = [hmac.compare_digest(given.removeprefix("Bearer ").encode(), key.encode()) for key in settings.keys]
+    sent = given.removeprefix("Bearer ").encode("latin-1")  # the bytes as they have come
+    known = [hmac.compare_digest(sent, key.encode()) for key in settings.keys]
     if not any(known):
         raise ServerError(401, "authentication_error", "Invalid API Key")
 
@@ -3023,11 +3268,11 @@ def add_generation_routes(app: flask.Flask, simulator: Simulator) -> None:
     @app.post("/chat/completions")
     @app.post("/v1/chat/completions")
     def chat_route() -> flask.Response:
-        return chat_response(simulator, read_chat(flask.request.get_data(), settings), connection())
+        return chat_response(simulator, read_chat(flask.request.get_data(), settings), current_connection())
 
     @app.post("/v1/completions")
     def completions_route() -> flask.Response:
-        return chat_response(simulator, read_text_completion(flask.request.get_data(), settings), connection())
+        return chat_response(simulator, read_text_completion(flask.request.get_data(), settings), current_connection())
 
     @app.post("/chat/completions/input_tokens")
     @app.post("/v1/chat/completions/input_tokens")
@@ -3054,10 +3299,10 @@ def add_generation_routes(app: flask.Flask, simulator: Simulator) -> None:
         return json_response({"content": b"".join(known).decode("utf-8", "replace")})
 
 
-def connection() -> Client:
+def current_connection() -> Connection:
     """The connection over which the current request has come."""
-    client: Client = flask.request.environ["simulator.connection"]
-    return client
+    connection: Connection = flask.request.environ["simulator.connection"]
+    return connection
 
 
 def token_piece(token: int) -> str | list[int]:
@@ -3097,7 +3342,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def number(low: float, high: float) -> Callable[[str], float]:
+def number_between(low: float, high: float) -> Callable[[str], float]:
     """A parser of numbers within bounds."""
 
     def parse(text: str) -> float:
@@ -3109,7 +3354,7 @@ def number(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
-def whole(low: int, high: int) -> Callable[[str], int]:
+def whole_between(low: int, high: int) -> Callable[[str], int]:
     """A parser of whole numbers within bounds."""
 
     def parse(text: str) -> int:
@@ -3120,8 +3365,14 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-share = number(0, 1)
-seconds = number(0, 86400)
+share = number_between(0, 1)
+
+
+def host_name(text: str) -> str:
+    """An address to listen on; an empty one would be all of them."""
+    if not text.strip() or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"must be an address, not {quoted(text)}")
+    return text
 
 
 def unmatched_reply(text: str) -> str | None:
@@ -3195,7 +3446,7 @@ def add_question_options(group: Group) -> None:
     )
     group.add_argument(
         "--match-threshold",
-        type=number(0, 0.9),
+        type=number_between(0, 0.9),
         metavar="DISTANCE",
         default=0.3,
         help="Levenshtein distance, over the longer length, up to which a part of a prompt is a known question",
@@ -3266,7 +3517,7 @@ def add_model_options(group: Group) -> None:
     )
     group.add_argument(
         "--tokens",
-        type=whole(0, 10_000_000),
+        type=whole_between(0, 10_000_000),
         metavar="N",
         default=0,
         help="length of replies, filled with thoughts or steps; 0: no longer than the answer needs",
@@ -3275,13 +3526,19 @@ def add_model_options(group: Group) -> None:
 
 def add_speed_options(group: Group) -> None:
     """The options for latency and slots."""
-    group.add_argument("--ttft", type=seconds, metavar="SECONDS", default=0.0, help="time to the first token")
     group.add_argument(
-        "--tokens-per-second", type=number(0, 1e6), metavar="N", default=0.0, help="speed of each slot; 0: no limit"
+        "--ttft", type=number_between(0, 86400), metavar="SECONDS", default=0.0, help="time to the first token"
+    )
+    group.add_argument(
+        "--tokens-per-second",
+        type=number_between(0, 1e6),
+        metavar="N",
+        default=0.0,
+        help="speed of each slot; 0: no limit",
     )
     group.add_argument(
         "--jitter",
-        type=number(0, 3),
+        type=number_between(0, 3),
         metavar="SIGMA",
         default=0.0,
         help="spread of --ttft, --tokens-per-second and --tokens: the standard deviation of their logarithms",
@@ -3291,28 +3548,34 @@ def add_speed_options(group: Group) -> None:
         "--parallel",
         "--slots",
         dest="slots",
-        type=whole(1, 10_000),
+        nargs="?",
+        type=whole_between(1, 10_000),
         metavar="N",
-        default=None,
         help="requests that are worked on at a time; the others wait (default: 4)",
     )
     group.add_argument(
         "-c",
         "--ctx-size",
-        type=whole(0, 10_000_000),
+        type=whole_between(0, 10_000_000),
         metavar="N",
         default=0,
         help=f"context in tokens, which the slots of -np share; 0: {MODEL_CONTEXT} for each slot",
     )
     group.add_argument(
-        "--load-time", type=seconds, metavar="SECONDS", default=0.0, help="how long it says that it loads its model"
+        "--load-time",
+        type=number_between(0, 86400),
+        metavar="SECONDS",
+        default=0.0,
+        help="how long it says that it loads its model",
     )
 
 
 def add_server_options(group: Group) -> None:
     """The options that llama-server has, too."""
-    group.add_argument("--host", default="localhost", help="address to listen on")
-    group.add_argument("--port", type=whole(0, 65535), default=8033, help="port to listen on; 0 picks a free one")
+    group.add_argument("--host", type=host_name, default="localhost", help="address to listen on")
+    group.add_argument(
+        "--port", type=whole_between(0, 65535), default=8033, help="port to listen on; 0 picks a free one"
+    )
     group.add_argument("--alias", metavar="NAME", default="simulator", help="name of the model")
     group.add_argument(
         "--api-key",
@@ -3335,7 +3598,7 @@ def add_fault_options(group: Group) -> None:
     )
     group.add_argument(
         "--fault-first",
-        type=whole(0, 1000),
+        type=whole_between(0, 1000),
         metavar="N",
         default=0,
         help="the first N attempts at each question fail, in the ways of --fault in turn, or with 503",
@@ -3376,6 +3639,9 @@ def read_keys(path: Path) -> list[str]:
 # ---- command line ----------------------------------------------------------------------------------
 
 
+MANY_FILES = 10_240
+
+
 def banner(url: str, rate: float, questions: Sequence[Question]) -> str:
     """What is printed once requests can come."""
     counts = Counter(question.dataset for question in questions)
@@ -3386,6 +3652,15 @@ def banner(url: str, rate: float, questions: Sequence[Question]) -> str:
     )
 
 
+def allow_many_files() -> None:
+    """Let the process have as many connections as the system permits: macOS begins with 256 files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -3393,13 +3668,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(argv)
         settings = read_settings(options)
+        allow_many_files()
         questions = load_datasets(parse_datasets(options.dataset), options.dataset_split)
         server = HttpServer(listen(options.host, options.port), build_app(Simulator(questions, settings)))
     except SimulatorError as error:
         log(f"{PROGRAM}: error: {one_line(error)}")
         return error.exit_code
     host = f"[{options.host}]" if ":" in options.host else options.host
-    print(banner(f"http://{host}:{server.port}", settings.success_rate, questions), flush=True)
+    try:
+        print(banner(f"http://{host}:{server.port}", settings.success_rate, questions), flush=True)
+    except OSError as error:
+        log(f"{PROGRAM}: error: cannot print the URL: {error.strerror}")
+        os._exit(1)  # without another try to print it
     server.serve_forever(poll_interval=0.1)
     return 0
 

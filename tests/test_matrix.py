@@ -52,6 +52,7 @@ class Outcome:
     output: str
 
 
+SHARES = ("--success-rate", 0.6, "--truncate-rate", 0.1, "--no-answer-rate", 0.1, "--loop-rate", 0.1)
 FAULTY = [
     Case(("--success-rate", 0.6, "--fault", f"{kind}:0.25", "--slots", 64), (*stream, *SILENT.get(kind, ())))
     for kind, stream in itertools.product(RECOVERABLE, STREAMING)
@@ -62,9 +63,12 @@ FAULTY += [
     Case(("--success-rate", 0.6, "--fault", MANY_FAULTS, "--slots", 64, "--seed", seed), stream)
     for seed, stream in itertools.product((1, 2), STREAMING)
 ]
+FAULTY += [
+    Case((*SHARES, "--slots", 64, "--answer-format", "mixed", "--fault", f"{kind}:0.3"), ("--max-tokens", 600, *stream))
+    for kind, stream in itertools.product(("bad-utf8", "null-content"), STREAMING)
+]
 FAULTY += [Case(("--success-rate", 0.6, "--fault", "503:0,reset:0,cut-json:0", "--fault-first", 3), ())]
 
-SHARES = ("--success-rate", 0.6, "--truncate-rate", 0.1, "--no-answer-rate", 0.1, "--loop-rate", 0.1)
 MODEL = (*SHARES, "--slots", 64, "-c", 64 * 1536, "--tokens", 80, "--jitter", 0.4)
 FORMATS = [
     Case((*MODEL, "--answer-format", answer, "--reasoning", reasoning), stream)
@@ -78,6 +82,7 @@ OTHERS = [
     Case(("--success-rate", 0.5, "--success-mode", "random", "--wrong-answer", "random"), ("--samples", 4)),
     Case(("--success-rate", 0.5, "--wrong-answer", "reversed", "-np", 2, "--tokens-per-second", 2000), ()),
     Case(("--success-rate", 0.4, "--ttft", 0.05, "--jitter", 1, "-np", 8, "--load-time", 1), ("--samples", 2)),
+    Case(("--success-rate", 0.4, "--ttft", 0.8, "--jitter", 0.5, "-np", 16), ("--no-stream", "--request-timeout", 2)),
     Case(("--success-rate", 0.7, "--tokens", 300, "--slots", 64), ("--max-tokens", 200)),
 ]
 JUDGED = [
@@ -88,7 +93,8 @@ JUDGED = [
 ]
 JUDGED += [
     Case(
-        ("--success-rate", 0.6, "--fault", "503:0.15,reset-body:0.1,no-choices:0.1", "--slots", 64), ("--grader", "llm")
+        ("--success-rate", 0.6, "--fault", "503:0.15,reset-body:0.1,no-choices:0.1", "--slots", 64),
+        ("--grader", "llm", "--grader-retries", 20),
     )
 ]
 CASES = [*FAULTY, *FORMATS, *PROMPTS, *OTHERS, *JUDGED]

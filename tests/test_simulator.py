@@ -164,27 +164,6 @@ def test_the_host_can_be_an_ipv6_address(start_simulator: StartSimulator, questi
 # ---- routes ----------------------------------------------------------------------------------------
 
 
-def key_tree(value: Any) -> Any:
-    if isinstance(value, dict):
-        return [(key, key_tree(member)) for key, member in value.items()]
-    return [key_tree(value[0])] if isinstance(value, list) and value else None
-
-
-@pytest.mark.parametrize(
-    "name", ["get_props", "get_v1_models", "get_models", "get_health", "chat_stop", "chat_json_schema"]
-)
-def test_replies_have_the_keys_of_the_real_server_in_its_order(server: Server, name: str) -> None:
-    path = SHARED / "recordings" / f"{name}.json"
-    if not path.is_file():
-        pytest.skip(f"the recorded replies are not at hand: there is no {path}")
-    recording = json.loads(path.read_text(encoding="utf-8"))
-    sent = recording["request"]
-    body = sent["body"] and json.dumps({**sent["body"], **body_of(QUESTIONS[0])}).encode()
-    status, headers, reply = raw_request(server, sent["method"], sent["path"], body)
-    assert (status, headers["Content-Type"]) == (200, "application/json; charset=utf-8")
-    assert key_tree(json.loads(reply)) == key_tree(recording["response"]["json"])
-
-
 def test_props_and_models_tell_what_an_evaluator_asks_for(server: Server) -> None:
     props = requests.get(server.url + "/props", timeout=DEADLINE).json()
     assert (props["total_slots"], props["default_generation_settings"]["n_ctx"]) == (4, 32768)
@@ -734,6 +713,17 @@ def test_an_unknown_host_is_named(questions_file: Path) -> None:
     code, message = complaint_of("--dataset", questions_file, "--host", "no such host")
     assert code == 1
     assert message.startswith("cannot listen on 'no such host' port 8033: ")
+
+
+def test_a_console_that_cannot_be_written_to_is_named() -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    command = [sys.executable, str(SIMULATOR), "--dataset", "practice", "--port", "0"]
+    with full.open("w") as stdout:
+        run = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=DEADLINE, check=False)
+    assert (run.returncode, run.stderr.count("\n")) == (1, 1)
+    assert "cannot print the URL: No space left on device" in run.stderr
 
 
 # ---- documentation ---------------------------------------------------------------------------------

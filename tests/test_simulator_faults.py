@@ -102,7 +102,7 @@ def test_a_whole_reply_is_spoilt_as_its_fault_says(start_simulator: StartSimulat
     assert error.json()["error"]["type"] == "server_error"
     assert empty.json()["choices"] == []
     assert null.json()["choices"][0]["message"] == {"role": "assistant", "content": None}
-    assert b'"\xff\xfeThe answer is' in bad.content
+    assert b'"\xff\xfe\\nThe answer is' in bad.content
     assert whole.json()["choices"][0]["message"]["content"].startswith("The answer is")
     assert counts(server) == (2, 0, 1, 0)
 
@@ -150,15 +150,47 @@ def test_a_drip_counts_if_its_client_has_the_patience(start_simulator: StartSimu
     host, port = server.url.removeprefix("http://").split(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=DEADLINE)
     body = json.dumps({"messages": [{"role": "user", "content": QUESTIONS[0]}], "stream": stream})
+    start = time.monotonic()
     connection.request("POST", "/v1/chat/completions", body)
     reply = connection.getresponse()
-    start = time.monotonic()
     assert len(reply.read(5)) == 5
-    assert time.monotonic() - start > 0.5
+    assert time.monotonic() - start >= 0.8
     connection.close()
     reply.close()
+    while entries(server)[0]["verdict"] != "lost":
+        assert time.monotonic() - start < DEADLINE
     assert post(server, stream=stream).status_code == 200
-    assert counts(server) == (1, 0, 0, 0), "the first answer was given back"
+    assert [entry["delivery"] for entry in entries(server)] == [0, 0], "the first answer was given back"
+    assert counts(server) == (1, 0, 0, 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_text_completions_have_the_same_faults(start_simulator: StartSimulator, stream: bool) -> None:
+    kinds = ("500", "bad-utf8", "no-choices")
+    server = start_simulator(
+        *("--dataset", "practice", "--success-rate", 1, "--fault-first", len(kinds)),
+        *("--fault", ",".join(f"{kind}:0" for kind in kinds)),
+    )
+    body = {"prompt": QUESTIONS[0], "stream": stream}
+    failed, bad, empty = (requests.post(server.url + "/v1/completions", json=body, timeout=DEADLINE) for _ in kinds)
+    assert failed.status_code == 500
+    assert b'"text":"\xff\xfe\\n' in bad.content
+    assert b'"choices":[]' in empty.content
+    assert counts(server) == (1, 0, 0, 0)
+
+
+def test_a_judge_uses_up_no_attempts_of_the_solver(start_simulator: StartSimulator) -> None:
+    server = start_simulator("--dataset", "practice", "--fault-first", 1)
+    judging = f"Extract the answer.\n\nQuestion: {QUESTIONS[0]}\n\n<response>It is \\boxed{{7}}</response>"
+    assert [post(server, judging).status_code for _ in range(2)] == [503, 200]
+    assert [post(server).status_code for _ in range(2)] == [503, 200]
+
+
+def test_null_content_of_a_cut_reply_is_cut(start_simulator: StartSimulator) -> None:
+    server = start_simulator("--dataset", "practice", "--fault", "null-content:1", "--success-rate", 1)
+    post(server)
+    post(server, max_tokens=2)
+    assert counts(server) == (0, 0, 1, 1)
 
 
 # ---- which attempts, and what counts ---------------------------------------------------------------
@@ -203,7 +235,7 @@ def test_a_lost_reply_does_not_count_and_the_rate_stays_exact(start_simulator: S
     assert right == 36
     assert counts(server) == (36, 24, 0, 0)
     assert {entry["verdict"] for entry in entries(server) if entry["fault"] is None} == {"correct", "incorrect"}
-    assert {entry.get("verdict", "lost") for entry in entries(server) if entry["fault"] is not None} == {"lost"}
+    assert {entry["verdict"] for entry in entries(server) if entry["fault"] is not None} == {"lost"}
 
 
 def stream_text(reply: requests.Response) -> str:

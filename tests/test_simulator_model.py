@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import time
 from collections import Counter
 from typing import Any
 
@@ -104,9 +105,8 @@ def test_thoughts_are_full_of_numbers_but_neither_the_given_nor_the_right_one(
         message = choice(server, question)["message"]
         numbers = re.findall(r"\d+", message["reasoning_content"])
         assert len(numbers) > 20
-        assert not {ANSWERS[question], str(int(ANSWERS[question]) + 1)} & set(numbers) or rate == 1
-        assert ANSWERS[question] not in numbers
-        assert re.fullmatch(r"The answer is \\boxed\{\d+\}\.", message["content"])
+        (given,) = re.fullmatch(r"The answer is \\boxed\{(\d+)\}\.", message["content"]).groups()  # type: ignore[union-attr]
+        assert not {ANSWERS[question], given} & set(numbers)
 
 
 def test_thoughts_stand_where_server_and_request_want_them(start_simulator: StartSimulator) -> None:
@@ -254,6 +254,23 @@ def test_the_log_tells_each_decision(start_simulator: StartSimulator) -> None:
     assert (refused["role"], refused["question"], refused["decision"]) == ("none", None, "refused")
 
 
+def test_a_reset_forgets_what_is_on_its_way(start_simulator: StartSimulator) -> None:
+    server = start_simulator("--dataset", "practice", "--success-rate", 1, "--tokens", 20, "--tokens-per-second", 20)
+    body = {"messages": [{"role": "user", "content": QUESTIONS[0]}], "stream": True}
+    for leave in (True, False):
+        stream = requests.post(server.url + "/v1/chat/completions", json=body, stream=True, timeout=DEADLINE)
+        requests.post(server.url + "/simulator/reset", timeout=DEADLINE)
+        if leave:
+            stream.close()
+        else:
+            assert stream.text.endswith("[DONE]\n\n")
+        assert told(server, "expected")["deliveries"] == 0
+        for number in range(2):
+            post(server, max_tokens=60)
+            assert told(server, "log")[-1]["delivery"] == number
+        assert told(server, "expected")["deliveries"] == 2
+
+
 def test_several_choices_are_several_answers(start_simulator: StartSimulator) -> None:
     server = start_simulator("--dataset", "practice", "--success-rate", 0.5)
     for question in QUESTIONS:
@@ -264,6 +281,8 @@ def test_several_choices_are_several_answers(start_simulator: StartSimulator) ->
 
 # ---- JSON by schema --------------------------------------------------------------------------------
 
+INTEGER = {"type": "integer"}
+NULL = {"type": "null"}
 SCHEMAS = [
     {},
     True,
@@ -279,6 +298,23 @@ SCHEMAS = [
     {"allOf": [{"type": "object"}, {"properties": {"answer": {"type": "string", "maxLength": 4}}}]},
     {"type": "object", "required": ["answer", "unit"], "properties": {"answer": {"type": "integer"}}},
     {"type": "array", "prefixItems": [{"type": "string", "minLength": 30}, {"type": "integer"}], "minItems": 2},
+    {"type": "object", "properties": {"solution": {"type": "string"}, "answer": {"type": "integer"}}},
+    {"type": "object", "properties": {"answer_reasoning": {"type": "string"}, "final_answer": {"type": "integer"}}},
+    {"type": "object", "properties": {"results": {"type": "array", "items": {"type": "integer"}},
+                                      "answer": {"type": "integer"}}, "required": ["results", "answer"]},
+    {"type": "object", "properties": {"answer": {"type": "integer"}, "p": {"type": "number", "exclusiveMinimum": 0,
+                                                                          "maximum": 0.5}}},
+    {"allOf": [{"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]},
+               {"properties": {"reason": {"type": "string"}}, "required": ["reason"]}]},
+    {"type": "object", "properties": {"answer": {"type": "integer"}}, "anyOf": [{"required": ["answer"]},
+                                                                               {"required": ["x"]}]},
+    {"$defs": {"Node": {"type": "object", "properties": {"answer": INTEGER,
+                                                         "next": {"anyOf": [{"$ref": "#/$defs/Node"}, NULL]}},
+                        "required": ["answer", "next"]}}, "$ref": "#/$defs/Node"},
+    {"$defs": {"a/b": {"type": "object", "properties": {"answer": {"type": "integer"},
+                                                        "kids": {"type": "array", "items": {"$ref": "#/$defs/a~1b"}}}}},
+     "$ref": "#/$defs/a~1b"},
+    {"type": "object", "properties": {"none": {"type": "array", "maxItems": 0}, "answer": {"type": "integer"}}},
     {"type": "object", "properties": {"ok": {"type": "boolean"}, "none": {"type": "null"},
                                       "name": {"const": "simulator"}, "answer": {"type": "integer"}}},
 ]  # fmt: skip
@@ -331,16 +367,79 @@ def test_wrong_missing_and_cut_answers_follow_the_schema_too(start_simulator: St
 
 
 @pytest.mark.parametrize(
+    ("schema", "options", "verdict"),
+    [
+        ({"properties": {"answer": {"type": "integer", "minimum": 5000}}}, (1, 0, 0), "incorrect"),
+        ({"properties": {"answer": {"enum": [1, 2, 3]}}}, (1, 0, 0), "incorrect"),
+        ({"properties": {"answer": {"type": "string", "maxLength": 1}}}, (1, 0, 0), "no_answer"),
+        (
+            {"properties": {"solution": {"type": ["string", "null"]}, "answer": {"type": "integer"}}},
+            (0, 1, 0),
+            "incorrect",
+        ),
+        (
+            {"properties": {"why": {"type": "string", "maxLength": 9}, "answer": {"type": "integer"}}},
+            (0, 0, 1),
+            "truncated",
+        ),
+    ],
+)
+def test_the_verdict_is_on_what_the_schema_made_of_the_answer(
+    start_simulator: StartSimulator, schema: dict[str, Any], options: tuple[int, int, int], verdict: str
+) -> None:
+    names = ("--success-rate", "--no-answer-rate", "--truncate-rate")
+    rates = [part for pair in zip(names, options, strict=True) for part in pair]
+    server = start_simulator("--dataset", "practice", *rates)
+    reply = choice(server, json_schema={"type": "object", **schema}, max_tokens=200)
+    assert told(server, "log")[0]["verdict"] == verdict
+    if verdict == "truncated":
+        assert reply["finish_reason"] == "length"
+    else:
+        value = json.loads(reply["message"]["content"])
+        jsonschema.validate(value, schema)
+        assert value["answer"] != 96
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        True, "x", 5, [{}], None,
+        {"properties": {"a": {"minimum": "a"}}},
+        {"properties": {"a": {"required": 5}}},
+        {"properties": {"a": {"minLength": "x"}}},
+        {"properties": {"a": {"minItems": 10**7, "type": "array"}}},
+        {"properties": {"a": {"minLength": 10**15}}},
+        {"properties": {"answer": {"anyOf": [{"type": "null"}, {"type": "hiccup"}]}}},
+        {"properties": {"answer": {"anyOf": [{"type": "null"}, {"$ref": "#/nope"}]}}},
+        {"properties": 5},
+        {"$defs": {f"d{n}": {"anyOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(40)}, "$ref": "#/$defs/d0"},
+    ],
+)  # fmt: skip
+def test_a_schema_of_any_kind_gets_a_reply_soon_and_costs_no_delivery(
+    start_simulator: StartSimulator, schema: Any
+) -> None:
+    server = start_simulator("--dataset", "practice", "--success-rate", 1)
+    reply = post(server, response_format={"type": "json_schema", "json_schema": {"schema": schema}})
+    assert reply.status_code in (200, 400)
+    post(server, response_format={"type": "json_schema", "json_schema": schema})
+    before = told(server, "expected")["deliveries"]
+    assert post(server).status_code == 200
+    assert told(server, "log")[-1]["delivery"] == before
+    assert "Traceback" not in server.log()
+
+
+@pytest.mark.parametrize(
     ("fields", "status", "message"),
     [
         ({"response_format": {"type": "xml"}}, 400, "response_format type must be"),
         ({"grammar": "root ::= x", "json_schema": {}}, 500, "Cannot use both json_schema and grammar"),
         ({"grammar": 'root ::= "yes" | "no"'}, 200, ""),
         ({"grammar": 'root ::= number\nnumber ::= [0-9]+ # "digits"'}, 200, ""),
+        ({"grammar": 'root ::= my-rule\nmy-rule ::= "x" | [a-z]'}, 200, ""),
         ({"grammar": "root ::= missing"}, 400, "failed to parse grammar"),
         ({"json_schema": {"type": "object", "properties": {"a": {"type": "hiccup"}}}}, 400, "#/properties/a: unrec"),
         ({"json_schema": {"$ref": "#/nowhere"}}, 400, "cannot resolve"),
-        ({"json_schema": {"$ref": "#"}}, 400, "nested too deeply"),
+        ({"json_schema": {"$ref": "#"}}, 400, "no value of it has an end"),
         ({"n": 0}, 400, "Field 'n': Value must be between 1 <= value"),
         ({"max_tokens": "many"}, 400, "Field 'max_tokens'"),
         ({"temperature": None, "seed": None}, 200, ""),
@@ -359,8 +458,15 @@ def test_what_a_request_may_ask_for(
 
 EXTRACTION = "Extract the final answer of this response.\n\n<response>\n{}\n</response>\n\nReply with {}."
 VERDICT = "Reference answer: 204\n\n<response>The answer is {}.</response>\n\nIs the response {}?"
+SAID = "Compared the two answers."
 COMPARED = "The two answers are compared.\n\n"
 BOOLEAN = {"type": "object", "properties": {"reason": {"type": "string"}, "correct": {"type": "boolean"}}}
+HLE = {
+    "type": "object",
+    "properties": {"extracted_final_answer": {"type": "string"}, "correct": {"enum": ["yes", "no"]}},
+}
+REASONED = {"type": "object", "properties": {"verdict_reason": {"type": "string"}, "is_correct": {"type": "boolean"}}}
+SCORE = {"type": "object", "properties": {"score": {"type": "integer", "minimum": 0, "maximum": 1}}}
 NULLABLE = {"type": "object", "properties": {"answer": {"type": ["integer", "null"]}}}
 
 
@@ -386,6 +492,19 @@ NULLABLE = {"type": "object", "properties": {"answer": {"type": ["integer", "nul
         (VERDICT.format(205, "correct or not"), BOOLEAN, '{"reason": "Compared the two answers.", "correct": false}'),
         ("Question: 6*7\nExpected answer: 42\n\nModel response: It is 17, no, \\boxed{42}.\n\n"
          "Please judge: correct or incorrect?", None, "correct"),
+        ("Question: 6*7\nModel response: The answer is 97.\nCorrect answer: 96\nIs the response correct? yes or no",
+         None, "no"),
+        ("Question: 6*7\nReference answer: 96\nStudent's final answer: 97\nIs the student's answer correct? yes or no",
+         None, "no"),
+        (VERDICT.replace("204", "025").format(25, "correct? yes or no"), None, "yes"),
+        (VERDICT.replace("204", "-5").format(-5, "correct? yes or no"), None, "yes"),
+        (VERDICT.replace("204", "$1{{,}}024$").format(1024, "correct? yes or no"), None, "yes"),
+        (EXTRACTION.format("$\\boxed{\\text{96}}$", "it"), None, "96"),
+        ("<response>It is \\boxed{96}.</response>\nExtract the answer. Put it in <answer> and </answer>.", None, "96"),
+        ("Extract the final answer.\n\nResponse:\n# Steps\n[1] first\n---\nSo \\boxed{96}.", None, "96"),
+        (VERDICT.format(205, "correct or not"), HLE, json.dumps({"extracted_final_answer": SAID, "correct": "no"})),
+        (VERDICT.format(204, "correct or not"), REASONED, json.dumps({"verdict_reason": SAID, "is_correct": True})),
+        (VERDICT.format(204, "correct or not"), SCORE, '{"score": 1}'),
     ],
 )  # fmt: skip
 def test_a_judge_replies_in_the_shape_it_is_asked_for(
@@ -401,10 +520,48 @@ def test_a_judge_replies_in_the_shape_it_is_asked_for(
         f"Question: What is 3 + 4?\nAnswer: 7\n\nQuestion: {QUESTIONS[0]}\nAnswer:",
         f"Grade the following: {QUESTIONS[0]}",
         f"{QUESTIONS[0]}\n\nYour response: a single integer. Judge carefully which answer is correct.",
+        f"{QUESTIONS[0]}\n\nPut your final answer in <answer></answer> tags.",
+        f"The answer is enclosed within tags, <answer> answer here </answer>. User: {QUESTIONS[0]}\nAssistant:",
+        f"### Instruction:\n{QUESTIONS[0]} The answer is an integer from 0 to 999.\n\n### Response:",
+        f"Solve. The answer is always an integer.\n\nInput: 2+2\nOutput: 4\n\nInput: {QUESTIONS[0]}\nOutput:",
+        f"You are good at grade school math. {QUESTIONS[0]}\nResponse:",
+        f"{QUESTIONS[0]}\nYour final answer will be extracted and graded.\nModel answer:",
+        f"Give the steps in <solution>...</solution>; your solution is graded. {QUESTIONS[0]}",
     ],
 )
 def test_a_solver_is_not_taken_for_a_judge(module_simulators: dict[str, Server], prompt: str) -> None:
     assert re.fullmatch(r"The answer is \\boxed\{96\}\.", content(module_simulators["none"], prompt))
+
+
+def test_a_judge_may_be_told_so_by_the_system(module_simulators: dict[str, Server]) -> None:
+    messages = [
+        {"role": "system", "content": "You are a strict judge. Reply CORRECT or INCORRECT."},
+        {
+            "role": "user",
+            "content": f"Question: {QUESTIONS[0]}\n\nReference answer: 96\n\nResponse: It is \\boxed{{97}}.",
+        },
+    ]
+    reply = requests.post(
+        module_simulators["none"].url + "/v1/chat/completions", json={"messages": messages}, timeout=DEADLINE
+    )
+    assert reply.json()["choices"][0]["message"]["content"] == "INCORRECT"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Response:" + "\n" * 100_000, "Response: {" + " \n" * 50_000, "<response>" * 10_000,
+     "judge " + "<answer>" * 12_000,
+     "judge <response>5</response>" + "correct or " * 9_000, "judge <response>5</response>" + "A: correct " * 9_000,
+     "judge <response>" + "answer is " * 10_000 + "</response>", "expected:" * 10_000 + "Response: 5", " " * 100_000,
+     "Response: 1\n" * 9_000],
+    ids=lambda text: text[:40],
+)  # fmt: skip
+def test_hostile_prompts_are_read_in_no_time(text: str) -> None:
+    start = time.process_time()
+    judging = simulator.read_judging(text)
+    if judging is not None:
+        simulator.judgement(judging, "5", None, False)
+    assert time.process_time() - start < 2
 
 
 def test_a_judge_errs_at_the_rate_that_was_asked_for_and_always_on_the_same_prompts(

@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -196,13 +195,13 @@ def test_a_request_that_is_cut_short_is_no_harm(server: Server, wire: Callable[[
 
 
 def test_256_requests_are_worked_on_at_a_time(start_simulator: StartSimulator) -> None:
-    server = start_simulator("--dataset", "practice", "--slots", 256, "--ttft", 1)
-    with ThreadPoolExecutor(256) as pool, contextlib.ExitStack() as opened:
-        connections = list(pool.map(lambda _: opened.enter_context(contextlib.closing(Wire(server))), range(256)))
+    server = start_simulator("--dataset", "practice", "--slots", 256, "--ttft", 600)
+    with contextlib.ExitStack() as opened:
+        connections = [opened.enter_context(contextlib.closing(Wire(server))) for _ in range(256)]
         for connection in connections:
-            connection.send(chat_bytes())
+            connection.send(chat_bytes(stream=True))
         wait_for(lambda: busy_slots(server) == 256)
-        assert all(connection.reply()[0] == 200 for connection in connections)
+    wait_for(lambda: busy_slots(server) == 0)
 
 
 # ---- slots -----------------------------------------------------------------------------------------
@@ -211,7 +210,7 @@ def test_256_requests_are_worked_on_at_a_time(start_simulator: StartSimulator) -
 def test_requests_wait_for_a_slot_in_the_order_in_which_they_come(
     start_simulator: StartSimulator, wire: Callable[[Server], Wire]
 ) -> None:
-    server = start_simulator("--dataset", "practice", "-np", 1, "--tokens", 20, "--tokens-per-second", 50, "--metrics")
+    server = start_simulator("--dataset", "practice", "-np", 1, "--ttft", 2, "--metrics")
     finished: list[int] = []
     timings = {}
 
@@ -232,8 +231,7 @@ def test_requests_wait_for_a_slot_in_the_order_in_which_they_come(
         thread.join(DEADLINE)
     assert finished == [0, 1, 2, 3]
     for timing in timings.values():  # which leave out the wait
-        assert timing["predicted_n"] == 20
-        assert timing["predicted_ms"] == pytest.approx(380, rel=0.5)
+        assert 2000 <= timing["prompt_ms"] < 4000
 
 
 def metrics(server: Server) -> str:
@@ -243,14 +241,14 @@ def metrics(server: Server) -> str:
 def test_a_client_that_leaves_a_stream_frees_its_slot_at_once(
     start_simulator: StartSimulator, wire: Callable[[Server], Wire]
 ) -> None:
-    server = start_simulator("--dataset", "practice", "-np", 1, "--tokens", 5000, "--tokens-per-second", 10)
+    server = start_simulator("--dataset", "practice", "-np", 1, "--tokens", 5000, "--tokens-per-second", 0.05)
     for leave in (socket.SHUT_WR, socket.SHUT_RDWR):
         connection = wire(server)
         connection.send(chat_bytes(stream=True))
         assert connection.head()[0] == 200
         assert busy_slots(server) == 1
         connection.socket.shutdown(leave)
-        assert wait_for(lambda: busy_slots(server) == 0) < 0.09  # before the next token is due
+        assert wait_for(lambda: busy_slots(server) == 0) < 10  # half the time before the next token is due
 
 
 def test_a_client_that_leaves_before_the_first_token_frees_its_slot_too(
@@ -271,10 +269,37 @@ def test_a_client_that_leaves_a_whole_reply_keeps_its_slot_until_it_is_done(
 ) -> None:
     server = start_simulator("--dataset", "practice", "-np", 1, "--ttft", 1)
     connection = wire(server)
+    start = time.monotonic()
     connection.send(chat_bytes())
     wait_for(lambda: busy_slots(server) == 1)
     connection.close()
-    assert wait_for(lambda: busy_slots(server) == 0) > 0.5
+    wait_for(lambda: busy_slots(server) == 0)
+    assert time.monotonic() - start >= 1
+    wait_for(lambda: get(server, "/simulator/log")[0]["verdict"] == "lost")
+    assert get(server, "/simulator/expected")["deliveries"] == 0, "nobody has got it"
+
+
+def test_what_a_client_that_gave_up_did_not_get_is_given_to_the_next(
+    start_simulator: StartSimulator, wire: Callable[[Server], Wire]
+) -> None:
+    server = start_simulator("--dataset", "practice", "-np", 1, "--ttft", 0.5)
+    for stream in (False, True):
+        gone = wire(server)
+        gone.send(chat_bytes(stream=stream))
+        wait_for(lambda: busy_slots(server) == 1)
+        gone.close()
+        wait_for(lambda: get(server, "/simulator/log")[-1]["verdict"] == "lost")
+    assert wire(server).ask(chat_bytes())[0] == 200
+    assert [entry["delivery"] for entry in get(server, "/simulator/log")] == [0, 0, 0]
+
+
+def test_more_prompts_than_slots_wait_for_all_of_them(start_simulator: StartSimulator) -> None:
+    server = start_simulator("--dataset", "practice", "-np", 2, "--success-rate", 1)
+    body = {"prompt": QUESTIONS[:5], "n": 2}
+    reply = requests.post(server.url + "/v1/completions", json=body, timeout=DEADLINE).json()
+    texts = [choice["text"] for choice in reply["choices"]]
+    assert texts == [f"The answer is \\boxed{{{ANSWERS[question]}}}." for question in QUESTIONS[:5] for _ in range(2)]
+    assert busy_slots(server) == 0
 
 
 def test_slots_tell_what_they_work_on(start_simulator: StartSimulator, wire: Callable[[Server], Wire]) -> None:
@@ -289,7 +314,7 @@ def test_slots_tell_what_they_work_on(start_simulator: StartSimulator, wire: Cal
 def test_the_model_loads_for_as_long_as_it_is_told_to(
     start_simulator: StartSimulator, wire: Callable[[Server], Wire]
 ) -> None:
-    server = start_simulator("--dataset", "practice", "--load-time", 3, "--api-key", "k")
+    server = start_simulator("--dataset", "practice", "--load-time", 4, "--api-key", "k")
     recording = json.loads((RECORDINGS / "loading_503.json").read_text("utf-8"))
     key = {"Authorization": "Bearer k"}
     for seen in recording["first_seen"]:
