@@ -578,18 +578,18 @@ class Substrings:
             elif text:
                 self.short[len(text)][text].append(number)
 
-    def inside(self, other: str) -> set[int]:
-        """The numbers of the texts that occur in `other`."""
-        found = set()
+    def inside(self, other: str) -> dict[int, int]:
+        """The numbers of the texts that occur in `other`, each with the place where it ends for the last time."""
+        found = {}
         for start in range(0, len(other) - WINDOW + 1, STRIDE):
             for number, place in self.windows.get(other[start : start + WINDOW], ()):
                 if start >= place and self.stands_at(number, other, start - place):
-                    found.add(number)
+                    found[number] = start - place + len(self.texts[number])
         for length, filed in self.short.items():
             for start in range(len(other) - length + 1):
                 for number in filed.get(other[start : start + length], ()):
                     if self.stands_at(number, other, start):
-                        found.add(number)
+                        found[number] = start + length
         return found
 
     def stands_at(self, number: int, other: str, start: int) -> bool:
@@ -704,19 +704,22 @@ class Matcher:
 
     def find_in(self, text: str) -> Match | Miss:
         """The question in one text: verbatim, else by its letters, else the nearest."""
-        exact = self.longest(self.squashed, squash(text))
+        exact = self.last(self.squashed, squash(text))
         if exact is not None:
             return Match(exact, "exact", 0.0)
-        alike = self.longest(self.lettered, letters(text))
+        alike = self.last(self.lettered, letters(text))
         if alike is not None:
             return Match(alike, "letters", 0.0)
         return self.nearest(text[:INEXACT_READS])
 
-    def longest(self, substrings: Substrings, text: str) -> Question | None:
-        """The longest question inside the text; None also if two of that length have different answers."""
-        found = substrings.inside(text)
-        size = max((len(substrings.texts[number]) for number in found), default=0)
-        best = [self.questions[number] for number in sorted(found) if len(substrings.texts[number]) == size]
+    def last(self, substrings: Substrings, text: str) -> Question | None:
+        """The question that ends last in the text, after examples; the longest, if several end there.
+
+        None also if two that are the same have different answers.
+        """
+        ends = substrings.inside(text)
+        places = {number: (end, len(substrings.texts[number])) for number, end in ends.items()}
+        best = [self.questions[number] for number in sorted(places) if places[number] == max(places.values())]
         return best[0] if len({question.answer for question in best}) == 1 else None
 
     def nearest(self, text: str) -> Match | Miss:
@@ -3080,7 +3083,7 @@ def chat_response(simulator: Simulator, request: ChatRequest, connection: Connec
         return hang_up(reset=job.fault == "reset")
     if request.stream:
         stream = Stream(job, simulator.settings.alias)
-        body = delivered(job, simulator, streamed(stream, job, simulator, connection), stream.ending)
+        body = delivered(job, simulator, connection, streamed(stream, job, simulator, connection), stream.ending)
         body = dripping(body, connection) if job.fault == "drip" else body
         return flask.Response(body, content_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
     return whole_response(job, simulator, connection)
@@ -3095,14 +3098,12 @@ def whole_response(job: Job, simulator: Simulator, connection: Connection) -> fl
             sleep_until(job.due(job.total - 1))
             data = encoded(compact_json(completion(job, simulator.settings.alias)), job.fault)
             simulator.metrics.count(job)
-        if connection.has_left():
-            raise HangupError
     except HangupError:
         simulator.settle(job, reached=False)
         return hang_up()
     if job.fault == "cut-json":
         data = data[: len(data) // 2]
-    body = delivered(job, simulator, first_half(data, job.fault), lambda: data)
+    body = delivered(job, simulator, connection, first_half(data, job.fault), lambda: data)
     response = flask.Response(
         dripping(body, connection) if job.fault == "drip" else body, content_type="application/json; charset=utf-8"
     )
@@ -3124,11 +3125,15 @@ def first_half(data: bytes, fault: str | None) -> Iterator[bytes]:
         raise HangupError(reset=fault == "reset-body")
 
 
-def delivered(job: Job, simulator: Simulator, body: Iterator[bytes], ending: Callable[[], bytes]) -> Iterator[bytes]:
+def delivered(
+    job: Job, simulator: Simulator, connection: Connection, body: Iterator[bytes], ending: Callable[[], bytes]
+) -> Iterator[bytes]:
     """The body and its ending. The job is settled in between, so that who has read all finds it counted."""
     reached = False
     try:
         yield from body
+        if connection.has_left():
+            raise HangupError
         simulator.settle(job, reached=True)
         yield ending()
         reached = True

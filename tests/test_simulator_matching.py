@@ -37,6 +37,8 @@ def settings(**changes: Any) -> Any:
 
 
 TEMPLATES = {
+    "few-shot": "Question: What is the sum of 2 and 2?\nAnswer: 4\n\n"
+    "Question: How many primes are below 10?\nAnswer: 4\n\nQuestion: {}\nAnswer:",
     "bare": "{}",
     "boxed": "Solve the following problem. Put your final answer within \\boxed{{}}.\n\n{}",
     "boxed after": "{}\n\nPlease reason step by step, and put your final answer within \\boxed{{}}.",
@@ -204,7 +206,12 @@ def test_an_inexact_find_in_the_last_message_beats_an_exact_one_before() -> None
     assert found(MATCHER, noisy, TEXTS["digits"]) == ("own/coins", "levenshtein")
 
 
-def test_the_longest_of_several_questions_is_meant() -> None:
+def test_after_examples_the_last_question_is_meant() -> None:
+    prompt = f"Question: {TEXTS['digits']}\nAnswer: 15\n\nQuestion: {TEXTS['coins']}\nAnswer:"
+    assert found(MATCHER, prompt) == ("own/coins", "exact")
+
+
+def test_of_questions_within_each_other_the_longest_is_meant() -> None:
     whole = Question("own", "whole", f"{TEXTS['digits']} And how many of these are even?", "5")
     matcher = simulator.Matcher([*QUESTIONS, whole], 0.3)
     assert found(matcher, f"Now: {whole.text}") == ("own/whole", "exact")
@@ -254,7 +261,9 @@ def test_the_index_finds_what_a_plain_search_finds(texts: list[str], other: str)
         return other.startswith(text, start) and not cut_before and not cut_after
 
     plain = {n for n, text in enumerate(texts) if text and any(stands(text, i) for i in range(len(other)))}
-    assert simulator.Substrings(texts).inside(other) == plain
+    inside = simulator.Substrings(texts).inside(other)
+    assert set(inside) == plain
+    assert all(other[:end].endswith(texts[number]) for number, end in inside.items())
 
 
 @given(pieces=st.lists(st.text(alphabet="abc", max_size=30), max_size=6))
