@@ -3486,10 +3486,10 @@ SIMULATOR_START_SECONDS = 60.0  # it may have to import and read a hub dataset f
 
 
 @contextlib.contextmanager
-def simulator(rate: float, dataset: str) -> Iterator[str]:
-    """The URL of a simulator that knows `dataset`, running on a free port for the length of the block."""
+def simulator(rate: float, dataset: str, threads: int | None) -> Iterator[str]:
+    """The URL of a simulator that knows `dataset`, on a free port for the length of the block, with enough slots."""
     command = [sys.executable, str(SIMULATOR), "--host", "127.0.0.1", "--port", "0"]
-    command += ["--success-rate", str(rate), "--dataset", dataset]
+    command += ["--success-rate", str(rate), "--dataset", dataset, *(["--slots", str(threads)] if threads else [])]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8")
         give_up = threading.Timer(SIMULATOR_START_SECONDS, process.kill)
@@ -3570,7 +3570,7 @@ def connected(args: argparse.Namespace, state: EvalState, console: Console) -> I
     with contextlib.ExitStack() as stack:
         urls = args.endpoint
         if args.simulate is not None:
-            urls = [stack.enter_context(simulator(args.simulate, args.dataset))]
+            urls = [stack.enter_context(simulator(args.simulate, args.dataset, args.threads[0]))]
         if not urls:
             raise UsageError("name a server with --endpoint URL, or have one simulated with --simulate")
         endpoints, troubles = preflight(urls, args.threads, args.api_key, args.give_up_after, console.say)

@@ -110,6 +110,12 @@ def test_simulate_needs_no_server_and_leaves_none_behind(tmp_path, given, accura
         llama_eval.Client(url, None, llama_eval.Limits(5)).get("/health")
 
 
+def test_a_simulated_server_has_a_slot_for_each_thread(tmp_path):
+    done = run_eval("--dataset", "practice", "--simulate", "--threads", 16, cwd=tmp_path)
+    assert "simulator, 16 threads, 16 slots" in done.stdout + done.stderr
+    assert "WARNING" not in done.stdout + done.stderr
+
+
 def test_simulate_knows_a_dataset_of_ones_own(tmp_path):
     rows = [
         {"question": f"What is ${n}$ plus ${n}$, written out at some length?", "answer": 2 * n} for n in range(10, 20)
