@@ -1053,14 +1053,24 @@ SCHEMA_TYPES = ("object", "array", "string", "integer", "number", "boolean", "nu
 SCHEMA_DEPTH = 64
 MOST_ITEMS = 1000
 MOST_CHARACTERS = 100_000
-# Which property holds the answer, or the verdict: one of that very name, else one whose name ends like it, else any.
-ANSWER_NAMES = (r"(?:final_?|extracted_?)*answer", r".*(?:answer|result|solution|value)", r".*")
-VERDICT_NAMES = (
-    r"(?:is_?)?(?:correct|right)|verdict|grade|judge?ment|score",
-    r".*(?:correct|verdict|grade|score)",
-    r".*",
+# Which property holds the answer, or the verdict: one of that very name, else one whose name ends like it, else the
+# first of a type that is hardly meant for anything else, else any.
+EVERY_KIND = frozenset(SCHEMA_TYPES) | {"enum"}
+ANSWER_PLACES = (
+    (r"(?:final_?|extracted_?)*ans(?:wer)?s?", EVERY_KIND),
+    (r".*(?:answers?|results?|solution|value)", EVERY_KIND),
+    (r".*", frozenset({"integer", "number", "enum"})),
+    (r".*", EVERY_KIND),
 )
-POSITIVE = re.compile(r"correct|right|yes|true|c|a|pass|match(?:es)?|equivalent|same|1", re.IGNORECASE)
+VERDICT_PLACES = (
+    (r"(?:is_?)?(?:correct|right)|verdict|grade|judge?ment|score", EVERY_KIND),
+    (r".*(?:correct|verdict|grade|score)", EVERY_KIND),
+    (r".*", frozenset({"boolean", "enum"})),
+    (r".*", EVERY_KIND),
+)
+POSITIVE = re.compile(
+    r"correct|right|yes|true|c|a|pass|match(?:es)?|equivalent|equal|same|passed|acceptable|1", re.IGNORECASE
+)
 MOST_STEPS = 20_000
 
 
@@ -1094,8 +1104,8 @@ def check_schema(schema: Any, path: str = "#", depth: int = 0) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether JSON holds a number here."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether JSON holds a number here, and none too large to reckon with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 10**300
 
 
 def at_most(limit: float) -> Callable[[Any], bool]:
@@ -1128,15 +1138,21 @@ def subschemas(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def merged(parts: Iterable[Any]) -> dict[str, Any]:
-    """One schema that asks for what all the parts ask for; of keywords that are neither, the last one counts."""
+    """One schema that asks for what all the parts ask for; of what cannot be had together, the last counts."""
     whole: dict[str, Any] = {}
     for part in parts:
-        if isinstance(part, dict):
-            properties = {**whole.get("properties", {}), **part.get("properties", {})}
-            required = [*whole.get("required", []), *part.get("required", [])]
-            whole = {**whole, **part, "required": required}
-            if properties:
-                whole["properties"] = properties
+        for key, value in part.items() if isinstance(part, dict) else ():
+            if key == "properties":
+                known = whole.get(key, {})
+                whole[key] = {**known, **{name: merged((known.get(name), one)) for name, one in value.items()}}
+            elif key == "required":
+                whole[key] = [*whole.get(key, []), *value]
+            elif key in ("minimum", "exclusiveMinimum", "minLength", "minItems"):
+                whole[key] = max(value, whole.get(key, value))
+            elif key in ("maximum", "exclusiveMaximum", "maxLength", "maxItems"):
+                whole[key] = min(value, whole.get(key, value))
+            else:
+                whole[key] = value
     return whole
 
 
@@ -1155,22 +1171,23 @@ class SchemaWriter:
     minItems, maxItems, minLength, maxLength and the bounds of numbers; what else a schema asks for is not looked at.
     """
 
-    def __init__(self, schema: Any, answer: str | bool | None, prose: str) -> None:
-        """Take a checked schema, the answer (None for none, a boolean for a verdict), what to fill other texts with."""
+    def __init__(self, schema: Any, answer: str | bool | None, prose: str, avoid: str | None = None) -> None:
+        """Take a checked schema, the answer (None for none, a boolean for a verdict), other texts, what not to say."""
         self.root = schema
+        self.avoid = avoid
         self.answer = answer
         self.prose = prose
         self.names = ""  # a pattern of the names of properties that may hold the answer
+        self.kinds = EVERY_KIND  # and their types
         self.placed = False
-        self.numbers = False  # whether it holds a number, or a member of an enumeration, that is not the answer
         self.steps = 0
         self.open: list[str] = []  # the references that are being followed
 
     def write(self) -> str:
         """The value as JSON. `placed` then says whether the answer is in it. Raises RequestError for an endless one."""
         value: Any = None
-        for names in VERDICT_NAMES if isinstance(self.answer, bool) else ANSWER_NAMES:
-            self.names, self.numbers = names, False
+        for names, kinds in VERDICT_PLACES if isinstance(self.answer, bool) else ANSWER_PLACES:
+            self.names, self.kinds = names, kinds
             try:
                 value = self.value(self.root, "")
             except DeadEndError:
@@ -1189,19 +1206,19 @@ class SchemaWriter:
         if self.steps > MOST_STEPS:
             raise schema_error("#", "too complex")
         if "$ref" in schema:
-            return self.referenced(str(schema["$ref"]), name)
+            return self.referenced(schema, name)
         for key in ("anyOf", "oneOf"):
             if schema.get(key):
                 rest = without(schema, key)
-                return self.alternative([merged((rest, part)) if rest else part for part in schema[key]], name)
+                return self.alternative([self.joined(rest, part) if rest else part for part in schema[key]], name)
         if schema.get("allOf"):
-            return self.value(merged((without(schema, "allOf"), *schema["allOf"])), name)
+            return self.value(self.joined(without(schema, "allOf"), *schema["allOf"]), name)
         if "const" in schema or schema.get("enum"):
             return self.member([schema["const"]] if "const" in schema else schema["enum"], name)
         return self.typed_value(schema, name)
 
-    def referenced(self, reference: str, name: str) -> Any:
-        """A value for the part of the schema that a `#/...` reference points to."""
+    def target(self, reference: str) -> Any:
+        """The part of the schema that a `#/...` reference points to."""
         found: Any = self.root
         for step in filter(None, reference.removeprefix("#").split("/")):
             key: Any = step.replace("~1", "/").replace("~0", "~")
@@ -1211,22 +1228,42 @@ class SchemaWriter:
             found = found.get(key) if isinstance(found, dict) else None
         if not isinstance(found, dict | bool):
             raise schema_error("#", f"cannot resolve {quoted(reference)}")
+        check_schema(found, reference)
+        return found
+
+    def referenced(self, schema: Mapping[str, Any], name: str) -> Any:
+        """A value for what a reference points to, together with what stands beside it."""
+        reference = str(schema["$ref"])
+        found, rest = self.target(reference), without(schema, "$ref", "$defs", "definitions")
         if reference in self.open:
             raise DeadEndError
         self.open.append(reference)
         try:
-            return self.value(found, name)
+            return self.value(merged((found, rest)) if rest else found, name)
         finally:
             self.open.pop()
+
+    def joined(self, *parts: Any) -> dict[str, Any]:
+        """One schema for several, of which some may be references."""
+        plain = [
+            merged((self.target(str(part["$ref"])), without(part, "$ref")))
+            if isinstance(part, dict) and "$ref" in part and str(part["$ref"]) not in self.open
+            else part
+            for part in parts
+        ]
+        return merged(plain)
 
     def alternative(self, schemas: Sequence[Any], name: str) -> Any:
         """A value for the first of several schemas that takes the answer, else for the first that has an end."""
         values, already = [], self.placed
         for schema in schemas:
-            with contextlib.suppress(DeadEndError):
+            try:
                 values.append(self.value(schema, name))
-                if self.placed and not already:
-                    return values[-1]
+            except DeadEndError:
+                self.placed = already
+                continue
+            if self.placed and not already:
+                return values[-1]
         if not values:
             raise DeadEndError
         return values[0]
@@ -1236,12 +1273,14 @@ class SchemaWriter:
         for member in members:
             if isinstance(self.answer, bool) and isinstance(member, str | int):
                 same = bool(POSITIVE.fullmatch(str(member))) is self.answer
+            elif is_number(member) and isinstance(self.answer, str):
+                same = re.fullmatch("-?[0-9]{1,1000}", self.answer) is not None and member == int(self.answer)
             else:
                 same = member is None if self.answer is None else str(member) == self.answer
-            if same and self.take(name):
+            if same and self.take("enum", name):
                 return member
-        self.numbers = self.numbers or bool(re.search("[0-9]", str(members[0])))
-        return members[0]
+        others = [member for member in members if str(member) != self.avoid]
+        return (others or members)[0]
 
     def typed_value(self, schema: Mapping[str, Any], name: str) -> Any:
         """A value of the type that the schema names."""
@@ -1249,8 +1288,8 @@ class SchemaWriter:
         types = schema.get("type") or by_keys
         names = types if isinstance(types, list) else [types]
         for kind in names:
-            if self.can_say(kind, schema) and self.take(name):
-                return self.answer_value(kind)
+            if self.can_say(kind, schema) and self.take(kind, name):
+                return self.answer_value(kind, schema)
         if names[0] == "object":
             return self.object_value(schema)
         if names[0] == "array":
@@ -1264,11 +1303,13 @@ class SchemaWriter:
         parts.update({key: {} for key in map(str, required) if key not in parts})
         values = {}
         for key, part in parts.items():
+            placed = self.placed
             try:
                 values[key] = self.value(part, key)
             except DeadEndError:
                 if key in required:
                     raise
+                self.placed = placed
         return values
 
     def array_value(self, schema: Mapping[str, Any], name: str) -> list[Any]:
@@ -1276,33 +1317,40 @@ class SchemaWriter:
         parts, least = list(schema.get("prefixItems", ())), int(schema.get("minItems", 0))
         wanted = int(min(max(least, 1), schema.get("maxItems", math.inf)))
         parts = [*parts, *[schema.get("items", True)] * (wanted - len(parts))][: max(wanted, least)]
+        placed = self.placed
         try:
             return [self.value(part, name or "item") for part in parts]
         except DeadEndError:
             if least:
                 raise
+            self.placed = placed
             return []
 
     def can_say(self, kind: str, schema: Mapping[str, Any]) -> bool:
         """Whether a value of a simple type can be the answer."""
         if self.answer is None:
             return kind == "null"
-        if isinstance(self.answer, bool) and kind in ("boolean", "string"):
-            return True
+        if isinstance(self.answer, bool) and kind not in ("integer", "number"):
+            text = str(self.answer_value(kind, schema))
+        else:
+            text = str(int(self.answer)) if isinstance(self.answer, bool) else self.answer
         if kind == "string":
-            return bool(schema.get("minLength", 0) <= len(str(self.answer)) <= schema.get("maxLength", math.inf))
+            return bool(schema.get("minLength", 0) <= len(text) <= schema.get("maxLength", math.inf))
+        if kind == "boolean" or isinstance(self.answer, bool):
+            return isinstance(self.answer, bool) and kind in ("boolean", "integer", "number")
         low, high = number_bounds(schema)
-        text = str(int(self.answer)) if isinstance(self.answer, bool) else self.answer
         whole = kind in ("integer", "number") and re.fullmatch(r"-?[0-9]{1,1000}", text)
         return bool(whole) and low <= int(text) <= high
 
-    def answer_value(self, kind: str) -> str | int | bool | None:
+    def answer_value(self, kind: str, schema: Mapping[str, Any]) -> str | int | bool | None:
         """The answer as a value of a type that can say it."""
-        if kind in ("integer", "number") and self.answer is not None:
-            return int(self.answer)
+        if isinstance(self.answer, bool) and kind in ("integer", "number"):
+            low, high = number_bounds(schema)
+            best, worst = (high if math.isfinite(high) else 1), (low if math.isfinite(low) else 0)
+            return int(best if self.answer else worst)
         if isinstance(self.answer, bool) and kind == "string":
             return "correct" if self.answer else "incorrect"
-        return self.answer
+        return int(self.answer) if kind in ("integer", "number") and self.answer is not None else self.answer
 
     def filler(self, kind: str, schema: Mapping[str, Any]) -> Any:
         """A value of a simple type that the schema allows."""
@@ -1311,15 +1359,15 @@ class SchemaWriter:
             return self.prose[:high].ljust(low, ".")
         if kind not in ("integer", "number"):
             return {"null": None, "boolean": False}[kind]
-        self.numbers = True
         least, greatest = number_bounds(schema)
-        if kind == "integer" or least <= 0 <= greatest:
-            return int(min(max(0, least), greatest))
-        return middle(schema)
+        if kind == "number" and not least <= 0 <= greatest:
+            return middle(schema)
+        number = int(min(max(0, least), greatest))
+        return number if str(number) != self.avoid or number + 1 > greatest else number + 1
 
-    def take(self, name: str) -> bool:
-        """Whether the answer belongs in the property `name`; it has one place only."""
-        if self.placed or not re.fullmatch(self.names, name, re.IGNORECASE):
+    def take(self, kind: str, name: str) -> bool:
+        """Whether the answer belongs in the property `name` of that type; it has one place only."""
+        if self.placed or kind not in self.kinds or not re.fullmatch(self.names, name, re.IGNORECASE):
             return False
         self.placed = True
         return True
@@ -1327,9 +1375,14 @@ class SchemaWriter:
 
 def number_bounds(schema: Mapping[str, Any]) -> tuple[float, float]:
     """The least and the greatest integer that a schema of a number allows."""
-    low = max(schema.get("minimum", -math.inf), schema.get("exclusiveMinimum", -math.inf) + 1)
-    high = min(schema.get("maximum", math.inf), schema.get("exclusiveMaximum", math.inf) - 1)
-    return (math.ceil(low) if math.isfinite(low) else low), (math.floor(high) if math.isfinite(high) else high)
+    low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
+    low = math.ceil(low) if math.isfinite(low) else low
+    high = math.floor(high) if math.isfinite(high) else high
+    if "exclusiveMinimum" in schema:
+        low = max(low, math.floor(schema["exclusiveMinimum"]) + 1)
+    if "exclusiveMaximum" in schema:
+        high = min(high, math.ceil(schema["exclusiveMaximum"]) - 1)
+    return low, high
 
 
 def middle(schema: Mapping[str, Any]) -> float:
@@ -1337,7 +1390,7 @@ def middle(schema: Mapping[str, Any]) -> float:
     low = max(schema.get("minimum", -math.inf), schema.get("exclusiveMinimum", -math.inf))
     high = min(schema.get("maximum", math.inf), schema.get("exclusiveMaximum", math.inf))
     if math.isfinite(low) and math.isfinite(high):
-        return float((low + high) / 2)
+        return float(low / 2 + high / 2)
     return float(low + 1 if math.isfinite(low) else high - 1)
 
 
@@ -1399,6 +1452,39 @@ def answer_text(wishes: str, answer: str, answer_format: str, chance: random.Ran
             return "Here is the answer as JSON.\n" + SENTENCES["json"].format(answer)
         answer_format = "boxed"
     return SENTENCES[answer_format].format(answer)
+
+
+def read_back(value: Any, expected: str) -> str:
+    """The verdict on a JSON value, of which the property counts that is named most like an answer."""
+    leaves = list(named_leaves(value, ""))
+    for names, kinds in ANSWER_PLACES:
+        for name, leaf in leaves:
+            simple = leaf is None or is_number(leaf) or isinstance(leaf, str)
+            if (
+                not simple
+                or not re.fullmatch(names, name, re.IGNORECASE)
+                or (kinds != EVERY_KIND and not is_number(leaf))
+            ):
+                continue
+            if leaf is None:
+                return "no_answer"
+            if is_number(leaf):
+                return "correct" if leaf == int(expected) else "incorrect"
+            if re.fullmatch("-?[0-9]{1,1000}", leaf):
+                return "correct" if int(leaf) == int(expected) else "incorrect"
+    return "no_answer"
+
+
+def named_leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """The simple values within a JSON value, each with the name of its property."""
+    if isinstance(value, dict):
+        for key, member in value.items():
+            yield from named_leaves(member, key)
+    elif isinstance(value, list):
+        for member in value:
+            yield from named_leaves(member, name)
+    else:
+        yield name, value
 
 
 class Author:
@@ -1464,18 +1550,17 @@ class Author:
 
         A schema may leave no way to give no answer, or no room for one: then another one is given, or none.
         """
-        delivery = self.delivery
-        tries: list[tuple[str | None, str]] = [(delivery.answer, VERDICTS[delivery.outcome])]
-        if delivery.outcome != "right":
-            near = (int(delivery.question.answer) + step for step in (1, -1, 2, -2, 3, -3))
-            tries += [(str(other), "incorrect") for other in near]
-        for answer, verdict in tries:  # noqa: B007 - the last verdict is wanted
-            writer = SchemaWriter(self.request.schema, answer, prose or "Worked out step by step.")
-            text = writer.write()
-            if writer.placed and not (answer is None and writer.numbers):
+        delivery, wanted = self.delivery, VERDICTS[self.delivery.outcome]
+        expected = delivery.question.answer
+        tries = [delivery.answer]
+        if wanted != "correct":
+            tries += [str(int(expected) + step) for step in (1, -1, 2, -2, 3, -3)]
+        for answer in tries:
+            avoid = None if answer == expected else expected
+            text = SchemaWriter(self.request.schema, answer, prose or "Worked out step by step.", avoid).write()
+            verdict = read_back(json.loads(text), expected)
+            if verdict == wanted or (verdict == "incorrect" and answer != delivery.answer):
                 break
-        else:
-            verdict = "incorrect" if writer.numbers else "no_answer"
         thoughts = f"<think>{self.padding(len(pieces_of(text)))}</think>" if self.thinks else ""
         return thoughts + text, verdict
 
@@ -1483,13 +1568,25 @@ class Author:
 # ---- judge -----------------------------------------------------------------------------------------
 
 SUBJECTS = (
-    "response|prediction|submission|"
-    "(?:student|model|candidate|assistant|generated|predicted)(?:'s)?(?: \\w+){0,2} (?:response|answer|solution|output)"
+    "(?:response|prediction|submission)(?: [0-9]+)?|answer to (?:grade|judge|evaluate)|"
+    "(?:student|model|candidate|assistant|generated|predicted|submitted|given|proposed|ai|llm)(?:['\u2019]s)?"
+    "(?: \\w+){0,2} (?:response|answer|solution|output|prediction)"
 )
-RESPONSE_TAGS = ("response", "model_response", "student_answer", "submission", "prediction")
+RESPONSE_TAGS = (
+    "response",
+    "model_response",
+    "model_answer",
+    "student_response",
+    "student_answer",
+    "submission",
+    "prediction",
+)
 # Prompts to solvers name these, too, as the place for an answer.
 WEAK_TAGS = ("output", "solution", "answer")
-RESPONSE_LABEL = re.compile(rf"^[^\w\n]*(?:the )?(?:{SUBJECTS})[^\w\n:]*:", re.IGNORECASE | re.MULTILINE)
+RESPONSE_LABEL = re.compile(
+    rf"^[^\w\n]*(?:the )?(?:{SUBJECTS})(?:[^\w\n:]*:[*\s]*|\])|^#+ (?:the )?(?:{SUBJECTS})[^\S\n]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
 REFERENCE_LABEL = (
     r"(?:expected|reference|correct|gold(?:en)?|ground[- ]?truth|target|true|expert|criterion)"
     r"[ _]?(?:answer|solution|target)?[^\w\n]{0,3}[:>]"
@@ -1504,8 +1601,12 @@ RESPONSE_END = re.compile(
 WEAK_END = re.compile(r"\n[^\S\n]*(?:-{3,}|#)")  # responses hold such lines, too
 REFERENCE = re.compile(REFERENCE_LABEL + r"[*\s]{0,4}([^\n]{1,60})", re.IGNORECASE)
 JUDGING = re.compile(
-    r"\bextract|\bjudg|\bverdict|\bwhich answer does\b|\bgrad(?:e (?:the|this|a|it)|e:|er|ing)\b|\ba grade\b"
-    r"|\b(?:is|does) (?:the|this) (?:[\w']+ ){0,2}(?:response|answer|solution|prediction|submission)\b",
+    r"\bextract(?:ing)?\b|\bjudg|\bverdict|\bevaluator\b|\bwhich answer does\b"
+    r"|\bare the (?:two )?(?:answers|responses)\b"
+    r"|\bgrad(?:e (?:the|this|a|it)|e:|er|ing)\b|\bgrade:|\ba grade\b"
+    r"|\b(?:is|does) (?:the|this) (?:[\w'\u2019]+ ){0,2}(?:response|answer|solution|prediction|submission)\b"
+    r"|\b(?:compare|evaluate|assess|check|verify|score|mark|decide|determine)\b[^.\n]{0,60}"
+    r"\b(?:response|answers?|solution|prediction|submission)\b",
     re.IGNORECASE,
 )
 ASKS_FOR_VERDICT = re.compile(
@@ -1527,11 +1628,14 @@ VERDICT_WORDS = (
 )
 EXAMPLE_FIELD = re.compile(r'\{\s*"(\w+)"\s*:\s*("?)')
 WORDS_FOR_NONE = re.compile(r"\b(?:no|not|without|unclear|unable)\b[^.\n]{0,100}?['\"]([A-Za-z][^'\"\n]{0,30})['\"]")
+NUMBER = r"(-?[0-9][0-9,]*)(?:\.0+)?(?![0-9/]|\.[0-9])"
 GIVEN_ANSWER = re.compile(
-    r"\\boxed\{\s*\$?(?:\\(?:text|mathrm|mathbf|textbf)\{)?\s*(-?[0-9][0-9,]*)|\"answer\"\s*:\s*\"?(-?[0-9][0-9,]*)|\*\*\s*(-?[0-9][0-9,]*)\s*\*\*"
-    r"|answer\s*(?:is|are|:|=)\s*\$?(?:\\boxed\{)?(-?[0-9][0-9,]*)|\A\s*(-?[0-9][0-9,]*)\s*\Z",
+    rf"\\boxed\{{\s*\$?(?:\\(?:text|mathrm|mathbf|textbf)\{{)?\s*{NUMBER}"
+    rf"|\"answer\"\s*:\s*\"?{NUMBER}|\*\*\s*{NUMBER}\s*\*\*"
+    rf"|answer[^\w\n-]{{0,8}}(?:(?:is|are|therefore|thus|then|equals)[^\w\n-]{{1,8}}){{0,3}}{NUMBER}|\A[^\w-]*{NUMBER}\W*\Z",
     re.IGNORECASE,
 )
+CLOSING_NUMBER = re.compile(rf"(?:\bis|\bare|=)[^\w\n-]{{1,8}}{NUMBER}[^\w\n]*\Z", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -1584,7 +1688,8 @@ def given_answer(response: str) -> str | None:
     said = response.rpartition("</think>")[2]
     if "<think>" in said:
         return None
-    answers = list(GIVEN_ANSWER.finditer(said))
+    closing = CLOSING_NUMBER.search(said.rstrip().rpartition("\n")[2])
+    answers = list(GIVEN_ANSWER.finditer(said)) or ([closing] if closing else [])
     if not answers:
         return None
     number = next(group for group in answers[-1].groups() if group).rstrip(",").replace(",", "")
@@ -2009,11 +2114,11 @@ def read_schema(body: Mapping[str, Any]) -> Any:
 
 def is_grammar(text: str) -> bool:
     """Whether a text may be a GBNF grammar: a root, closed brackets, no rule that is used but not defined."""
-    bare = re.sub(r'"(?:\\.|[^"\\\n])*"|\[(?:\\.|[^\]\\\n])*\]|#[^\n]*', " ", text)
-    definition = re.compile(r"([\w-]+)\s*::=")
+    bare = re.sub(r'"(?:\\.|[^"\\\n])*(?:"|$)|\[(?:\\.|[^\]\\\n])*(?:\]|$)|#[^\n]*', " ", text, flags=re.MULTILINE)
+    definition = re.compile(r"^[^\S\n]*([\w-]+)[^\S\n]*::=", re.MULTILINE)
     defined = set(definition.findall(bare))
     used = set(re.findall(r"[A-Za-z][\w-]*", definition.sub("", bare)))
-    return "root" in defined and used <= defined and bare.count("(") == bare.count(")") and '"' not in bare
+    return "root" in defined and used <= defined and bare.count("(") == bare.count(")")
 
 
 def sampling_shown(body: Mapping[str, Any], limit: int | None, unparsed: bool) -> dict[str, Any]:
@@ -2127,6 +2232,7 @@ class Job:
         self.first_token: float | None = None
         self.prompt_ms = 0.001
         self.sent = 0  # tokens
+        self.broken = False  # by its fault
         self.slot = 0  # the number of its first one
 
     def start(self) -> None:
@@ -2577,12 +2683,22 @@ class Simulator:
         """What a prompt asks; raises RequestError if that is nothing known."""
         match = self.matcher.find(prompt.user_texts)
         judging = read_judging(prompt.text)
+        if judging is not None and isinstance(match, Match) and self.asks_after(prompt.text, match.question):
+            judging = None
         if judging is None:
             if isinstance(match, Match):
                 return Asked(match.question.name, match, None)
             if self.settings.unmatched is None:
                 raise self.refusal(prompt, match)
         return Asked(digest(0, prompt.rendered).hex()[:16], match, judging)
+
+    def asks_after(self, text: str, question: Question) -> bool:
+        """Whether a question comes only after what looks like a response: then that is an example of one."""
+        place = response_place(text)
+        if place is None:
+            return False
+        before, after = self.matcher.find([text[: place[0]]]), self.matcher.find([text[place[0] :]])
+        return [isinstance(part, Match) and part.question == question for part in (before, after)] == [False, True]
 
     def choice(self, request: ChatRequest, prompt: Prompt, asked: Asked, entry: Mapping[str, Any]) -> Choice:
         """One reply to a prompt."""
@@ -2654,7 +2770,10 @@ class Simulator:
             if delivery is None or choice.entry is None or choice.entry["verdict"] == "lost":
                 continue
             looped = delivery.outcome == "loop" and choice.length(job.sent) >= ENOUGH_OF_A_LOOP
-            lost = not (reached or looped) or (job.fault is not None and job.fault not in DELIVERING_FAULTS)
+            if reached or job.broken or not looped:
+                lost = not reached or (job.fault is not None and job.fault not in DELIVERING_FAULTS)
+            else:  # the client has turned away before any fault could strike
+                lost = False
             verdict = choice.verdict
             if job.fault == "null-content":
                 verdict = "truncated" if choice.finish_reason == "length" else "no_answer"
@@ -3054,6 +3173,7 @@ def streamed(stream: Stream, job: Job, simulator: Simulator, connection: Connect
             yield encoded(stream.tokens(start, min(stop, middle)), job.fault)
             job.sent = stop
             if stop > middle:
+                job.broken = True
                 yield from broken_off(job.fault)
                 return
         simulator.metrics.count(job)
@@ -3134,8 +3254,10 @@ def delivered(
         yield from body
         if connection.has_left():
             raise HangupError
-        simulator.settle(job, reached=True)
+        if job.fault != "drip":
+            simulator.settle(job, reached=True)
         yield ending()
+        simulator.settle(job, reached=True)
         reached = True
     finally:
         if not reached:
@@ -3668,6 +3790,11 @@ def allow_many_files() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
+    for descriptor in range(3):  # a connection must not get the number of a console that is closed
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: os._exit(0))  # at once: unwinding makes the threads at work complain
     try:

@@ -715,6 +715,27 @@ def test_an_unknown_host_is_named(questions_file: Path) -> None:
     assert message.startswith("cannot listen on 'no such host' port 8033: ")
 
 
+def test_with_closed_consoles_no_log_line_goes_to_a_client(questions_file: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = f'exec "{sys.executable}" "{SIMULATOR}" --dataset "{questions_file}" --host 127.0.0.1 --port {port}'
+    with subprocess.Popen(["/bin/sh", "-c", f"{command} <&- >&- 2>&-"]) as process:
+        try:
+            deadline = time.monotonic() + DEADLINE
+            while True:
+                assert time.monotonic() < deadline
+                try:
+                    reply = requests.post(
+                        f"http://127.0.0.1:{port}/v1/chat/completions", json=body_of(QUESTIONS[0]), timeout=DEADLINE
+                    )
+                    break
+                except requests.ConnectionError:
+                    continue
+            assert reply.json()["choices"]
+        finally:
+            process.kill()
+
+
 def test_a_console_that_cannot_be_written_to_is_named() -> None:
     full = Path("/dev/full")
     if not full.exists():

@@ -242,6 +242,23 @@ def stream_text(reply: requests.Response) -> str:
     return "".join(event["choices"][0]["delta"].get("content") or "" for event in map(json.loads, events(reply)))
 
 
+def test_a_loop_from_which_the_client_turns_away_counts_before_its_fault_can_strike(
+    start_simulator: StartSimulator,
+) -> None:
+    server = start_simulator(
+        *("--dataset", "practice", "--success-rate", 0, "--loop-rate", 1, "--fault", "no-done:1"),
+        *("--tokens-per-second", 20_000),
+    )
+    body = {"messages": [{"role": "user", "content": QUESTIONS[0]}], "stream": True}
+    with requests.post(server.url + "/v1/chat/completions", json=body, stream=True, timeout=DEADLINE) as reply:
+        for _ in zip(range(400), reply.iter_content(1 << 12), strict=False):
+            pass
+    deadline = time.monotonic() + DEADLINE
+    while entries(server)[0]["verdict"] is None and time.monotonic() < deadline:
+        pass
+    assert counts(server) == (0, 0, 0, 1)
+
+
 def test_without_faults_of_its_own_the_first_attempts_are_refused(start_simulator: StartSimulator) -> None:
     server = start_simulator("--dataset", "practice", "--fault-first", 2)
     assert [post(server).status_code for _ in range(4)] == [503, 503, 200, 200]

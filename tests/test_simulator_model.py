@@ -372,6 +372,19 @@ def test_wrong_missing_and_cut_answers_follow_the_schema_too(start_simulator: St
         ({"properties": {"answer": {"type": "integer", "minimum": 5000}}}, (1, 0, 0), "incorrect"),
         ({"properties": {"answer": {"enum": [1, 2, 3]}}}, (1, 0, 0), "incorrect"),
         ({"properties": {"answer": {"type": "string", "maxLength": 1}}}, (1, 0, 0), "no_answer"),
+        ({"properties": {"answer": {"enum": [96, 1000]}}}, (0, 0, 0), "incorrect"),
+        ({"properties": {"answer": {"enum": [96.0, 97.0]}}}, (1, 0, 0), "correct"),
+        ({"properties": {"answer": {**INTEGER, "exclusiveMinimum": 95.5, "maximum": 96}}}, (1, 0, 0), "correct"),
+        ({"properties": {"answer": {"const": 96}}}, (0, 0, 0), "correct"),
+        ({"properties": {"answer": {"anyOf": [INTEGER, NULL]}, "confidence": INTEGER}}, (0, 1, 0), "no_answer"),
+        ({"properties": {"why": {"type": "string"}, "ans": INTEGER}}, (1, 0, 0), "correct"),
+        ({"properties": {"nodes": {"type": "array", "items": {"$ref": "#/$defs/N"}}, "answer": INTEGER},
+          "$defs": {"N": {"type": "object", "properties": {"answer": INTEGER, "n": {"$ref": "#/$defs/N"}},
+                          "required": ["answer", "n"]}}}, (1, 0, 0), "correct"),
+        ({"allOf": [{"$ref": "#/$defs/B"}, {"properties": {"answer": INTEGER}, "required": ["answer"]}],
+          "$defs": {"B": {"properties": {"reasoning": {"type": "string"}}}}}, (1, 0, 0), "correct"),
+        ({"$ref": "#/$defs/B", "properties": {"answer": INTEGER},
+          "$defs": {"B": {"properties": {"reasoning": {"type": "string"}}}}}, (1, 0, 0), "correct"),
         (
             {"properties": {"solution": {"type": ["string", "null"]}, "answer": {"type": "integer"}}},
             (0, 1, 0),
@@ -383,7 +396,7 @@ def test_wrong_missing_and_cut_answers_follow_the_schema_too(start_simulator: St
             "truncated",
         ),
     ],
-)
+)  # fmt: skip
 def test_the_verdict_is_on_what_the_schema_made_of_the_answer(
     start_simulator: StartSimulator, schema: dict[str, Any], options: tuple[int, int, int], verdict: str
 ) -> None:
@@ -397,7 +410,9 @@ def test_the_verdict_is_on_what_the_schema_made_of_the_answer(
     else:
         value = json.loads(reply["message"]["content"])
         jsonschema.validate(value, schema)
-        assert value["answer"] != 96
+        given = value["ans"] if "ans" in value else value["answer"]
+        assert (given == 96) == (verdict == "correct")
+        assert (given is None) <= (verdict == "no_answer")
 
 
 @pytest.mark.parametrize(
@@ -412,6 +427,9 @@ def test_the_verdict_is_on_what_the_schema_made_of_the_answer(
         {"properties": {"answer": {"anyOf": [{"type": "null"}, {"type": "hiccup"}]}}},
         {"properties": {"answer": {"anyOf": [{"type": "null"}, {"$ref": "#/nope"}]}}},
         {"properties": 5},
+        {"foo": {"type": "object", "properties": 5}, "$ref": "#/foo"},
+        {"x": {"anyOf": 5}, "$ref": "#/x"},
+        {"type": "integer", "minimum": 10**400},
         {"$defs": {f"d{n}": {"anyOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(40)}, "$ref": "#/$defs/d0"},
     ],
 )  # fmt: skip
@@ -436,6 +454,8 @@ def test_a_schema_of_any_kind_gets_a_reply_soon_and_costs_no_delivery(
         ({"grammar": 'root ::= "yes" | "no"'}, 200, ""),
         ({"grammar": 'root ::= number\nnumber ::= [0-9]+ # "digits"'}, 200, ""),
         ({"grammar": 'root ::= my-rule\nmy-rule ::= "x" | [a-z]'}, 200, ""),
+        ({"grammar": "a-" * 20_000}, 400, "failed to parse grammar"),
+        ({"grammar": 'root ::= "' + '\\"' * 20_000}, 200, ""),
         ({"grammar": "root ::= missing"}, 400, "failed to parse grammar"),
         ({"json_schema": {"type": "object", "properties": {"a": {"type": "hiccup"}}}}, 400, "#/properties/a: unrec"),
         ({"json_schema": {"$ref": "#/nowhere"}}, 400, "cannot resolve"),
@@ -466,6 +486,7 @@ HLE = {
     "properties": {"extracted_final_answer": {"type": "string"}, "correct": {"enum": ["yes", "no"]}},
 }
 REASONED = {"type": "object", "properties": {"verdict_reason": {"type": "string"}, "is_correct": {"type": "boolean"}}}
+MATCH = {"type": "object", "properties": {"reasoning": {"type": "string"}, "match": {"type": "boolean"}}}
 SCORE = {"type": "object", "properties": {"score": {"type": "integer", "minimum": 0, "maximum": 1}}}
 NULLABLE = {"type": "object", "properties": {"answer": {"type": ["integer", "null"]}}}
 
@@ -505,6 +526,17 @@ NULLABLE = {"type": "object", "properties": {"answer": {"type": ["integer", "nul
         (VERDICT.format(205, "correct or not"), HLE, json.dumps({"extracted_final_answer": SAID, "correct": "no"})),
         (VERDICT.format(204, "correct or not"), REASONED, json.dumps({"verdict_reason": SAID, "is_correct": True})),
         (VERDICT.format(204, "correct or not"), SCORE, '{"score": 1}'),
+        (VERDICT.format(205, "correct or not"), MATCH, json.dumps({"reasoning": SAID, "match": False})),
+        (VERDICT.format(204, "correct or not"), MATCH, json.dumps({"reasoning": SAID, "match": True})),
+        ("Compare the two answers. Reply CORRECT or INCORRECT.\nReference answer: 96\nResponse: The answer is 96.",
+         None, "CORRECT"),
+        ("CORRECT or INCORRECT? Evaluate the response.\nReference answer: 96\n**Student\u2019s answer:** \\(96\\)",
+         None, "CORRECT"),
+        ("Grade the response: CORRECT or INCORRECT?\nReference answer: 96\n\n## Response\nSo the area is 96.",
+         None, "CORRECT"),
+        (VERDICT.replace("is {}", "is {}").format("\\boxed{204.5}", "correct? yes or no"), None, "no"),
+        (EXTRACTION.format("**Answer:** 204", "it"), None, "204"),
+        (EXTRACTION.format("the answer is therefore $204$.", "it"), None, "204"),
     ],
 )  # fmt: skip
 def test_a_judge_replies_in_the_shape_it_is_asked_for(
@@ -527,6 +559,9 @@ def test_a_judge_replies_in_the_shape_it_is_asked_for(
         f"You are good at grade school math. {QUESTIONS[0]}\nResponse:",
         f"{QUESTIONS[0]}\nYour final answer will be extracted and graded.\nModel answer:",
         f"Give the steps in <solution>...</solution>; your solution is graded. {QUESTIONS[0]}",
+        f"Your answer is extracted.\n\nQuestion: 1+1?\nResponse: \\boxed{{2}}\n\nQuestion: {QUESTIONS[0]}\nResponse:",
+        f"A grader reads it.\n\nProblem: 1+1\nResponse: The answer is 2.\n\nProblem: {QUESTIONS[0]}\nResponse:",
+        f"Example: <answer>42</answer>. The answer will be extracted from these tags.\n\n{QUESTIONS[0]}",
     ],
 )
 def test_a_solver_is_not_taken_for_a_judge(module_simulators: dict[str, Server], prompt: str) -> None:
