@@ -25,6 +25,7 @@ bench: $(VENV)/run-time
 	$(BIN)/python benchmarks/grading.py
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/matching.py
+	$(BIN)/python benchmarks/coverage.py
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

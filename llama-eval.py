@@ -30,6 +30,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import functools
 import hashlib
 import heapq
 import http.client
@@ -52,13 +53,14 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from statistics import NormalDist
 from types import FrameType
-from typing import IO, Any, NoReturn, TextIO, TypeVar
+from typing import IO, Any, NamedTuple, NoReturn, TextIO, TypeVar
 from urllib.parse import urlsplit
 
 try:
@@ -2302,29 +2304,203 @@ def longest_prompt(state: EvalState) -> int:
 
 # ---- statistics -----------------------------------------------------------------------------------------
 
-Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+# The reasons behind the intervals are in Miller 2024, "Adding Error Bars to Evals", arXiv 2411.00640, and in Bowyer et
+# al. 2025, arXiv 2503.01747: samples of one problem are not independent, and few problems are too few for the normal
+# approximation.
+COVERAGE = 0.95
+QUANTILE = (1 + COVERAGE) / 2  # of a distribution, at the upper end of an interval that covers so much
 
 
-def wilson_interval(proportion: float, n: float) -> tuple[float, float]:
-    """The 95 % score interval of a proportion seen in n trials (Wilson 1927, JASA 22:209)."""
-    denominator = 1 + Z95**2 / n
-    centre = (proportion + Z95**2 / (2 * n)) / denominator
-    half = Z95 / denominator * math.sqrt(proportion * (1 - proportion) / n + Z95**2 / (4 * n * n))
+class Tally(NamedTuple):
+    """How many samples of one problem have a verdict, and how many of these are correct."""
+
+    correct: int
+    scored: int
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where a proportion lies with 95 % confidence, from `low` to `high`, and how that was found."""
+
+    low: float
+    high: float
+    method: str
+
+
+def normal_quantile(probability: float) -> float:
+    """The value below which a standard normal variable lies with this probability, between 0 and 1."""
+    return NormalDist().inv_cdf(probability)
+
+
+@functools.cache
+def t_quantile(probability: float, freedom: int) -> float:
+    """The value below which Student's t with `freedom` >= 1 degrees lies with this probability, between 0 and 1.
+
+    Newton's method from the normal quantile, which lies nearer to 0: where t > 0 the distribution function is
+    concave, so that each step ends short of the solution and nearer to it.
+    """
+    if probability < 0.5:
+        return -t_quantile(1 - probability, freedom)
+    log_peak = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * math.pi) / 2
+    t, step = normal_quantile(probability), math.inf
+    while step > 1e-13 * t:
+        density = math.exp(log_peak - (freedom + 1) / 2 * math.log1p(t * t / freedom))
+        step = (probability - 0.5 - t_probability(t, freedom) / 2) / density
+        t += step
+    return t
+
+
+def t_probability(t: float, freedom: int) -> float:
+    """The probability that Student's t lies between -t and t (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    odd = freedom % 2
+    squared = math.cos(angle) ** 2
+    term = math.cos(angle) if odd else 1.0
+    total = 0.0
+    for number in range(2 + odd, freedom + 1, 2):
+        total += term
+        term *= squared * (number - 1) / number
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+
+
+def wilson_interval(proportion: float, n: float, quantile: float | None = None) -> tuple[float, float]:
+    """The score interval of a proportion seen in `n` trials, at 95 % unless at another quantile.
+
+    Wilson 1927, JASA 22:209. `n` need not be whole; it is where the trials are not independent.
+    """
+    z = normal_quantile(QUANTILE) if quantile is None else quantile
+    denominator = 1 + z**2 / n
+    centre = (proportion + z**2 / (2 * n)) / denominator
+    half = z / denominator * math.sqrt(proportion * (1 - proportion) / n + z**2 / (4 * n * n))
     return max(0.0, min(proportion, centre - half)), min(1.0, max(proportion, centre + half))
 
 
-def summarize(state: EvalState) -> dict[str, Any]:
-    """The numbers of a run, the same for console and file; proportions from 0 to 1.
+def generalisation_interval(tallies: Sequence[Tally]) -> Interval:
+    """Where the accuracy on new problems of the same kind lies; `tallies` of the problems with a verdict, at least one.
 
-    Samples of one problem are not independent, so the interval counts problems, not samples: it is Wilson's at
-    n = (sum m)^2 / sum m^2 problems, m the scored samples of each, which is their number when all have as many
-    (Kish 1965, Survey Sampling). With more than one sample it is wider than it need be.
+    Wilson's interval at the effective sample size p (1 - p) / SE^2, with Student's t for the number of problems. SE is
+    that of the ratio correct / scored, clustered by problem (Cochran 1977, Sampling Techniques, 2.11 and 6.4), which is
+    that of the mean score where all problems have as many samples. There are never more trials than samples, and
+    where the samples say nothing of the spread, all right or all wrong, no more than problems. With one sample of
+    each problem there is no spread to be estimated: it is plain Wilson. Where but a few samples in a hundred are
+    wrong, or right, the spread is seen too seldom, and the interval covers less than it says (benchmarks/coverage.py).
     """
+    n, scored = len(tallies), sum(tally.scored for tally in tallies)
+    p = sum(tally.correct for tally in tallies) / scored
+    problems = f"{n} problem{'s' * (n > 1)}"
+    if scored == n:
+        return Interval(*wilson_interval(p, n), f"Wilson, n = {problems}")
+    if n == 1 or p in (0, 1):
+        return Interval(*wilson_interval(p, n), f"Wilson, n = {problems}, of unknown spread")
+    variance = n / (n - 1) * sum((tally.correct - p * tally.scored) ** 2 for tally in tallies) / scored**2
+    effective = min(p * (1 - p) / variance, scored) if variance else float(scored)
+    method = f"clustered by problem: Wilson, n_eff = {effective:.1f}, Student's t, df = {n - 1}"
+    return Interval(*wilson_interval(p, effective, t_quantile(QUANTILE, n - 1)), method)
+
+
+def resampling_interval(tallies: Sequence[Tally]) -> Interval | None:
+    """Where the accuracy of new samples of the same problems lies; None where no problem has two samples.
+
+    Wilson's interval at the effective sample size p (1 - p) / SE^2, with Student's t. SE comes from the variance within
+    the problems, whose unbiased estimate is s (1 - s) / (m - 1) for a score s of m samples; those with one sample are
+    taken to vary like the others. It is no less than that of one sample in all: a problem that came out the same
+    each time may still come out another way.
+    """
+    scored = sum(tally.scored for tally in tallies)
+    freedom = sum(tally.scored - 1 for tally in tallies)
+    if not freedom:
+        return None
+    p = sum(tally.correct for tally in tallies) / scored
+    sums = [(t.scored, t.correct * (t.scored - t.correct) / (t.scored - 1)) for t in tallies if t.scored > 1]
+    within = sum(total for _, total in sums) * scored / sum(samples for samples, _ in sums)
+    variance = max(within, 1.0) / scored**2
+    effective = p * (1 - p) / variance if 0 < p < 1 else float(scored)
+    method = f"within problems: Wilson, n_eff = {effective:.1f}, Student's t, df = {freedom}"
+    return Interval(*wilson_interval(p, effective, t_quantile(QUANTILE, freedom)), method)
+
+
+def pass_at(tallies: Sequence[Tally], j: int) -> tuple[float, int] | None:
+    """The mean chance that one of `j` samples is correct, and the number of problems with so many, or None.
+
+    1 - C(m - c, j) / C(m, j) for c correct of m samples is its unbiased estimate (Chen et al. 2021, arXiv 2107.03374).
+    """
+    chances = [1 - math.comb(t.scored - t.correct, j) / math.comb(t.scored, j) for t in tallies if t.scored >= j]
+    return (math.fsum(chances) / len(chances), len(chances)) if chances else None
+
+
+def majority_score(votes: Iterable[tuple[str | None, bool]]) -> float | None:
+    """The share of the most frequent answer's samples that are correct; of several most frequent ones their mean.
+
+    `votes` are answer and verdict of the samples of one problem. A sample without an answer has no vote, but None is
+    returned where one was found correct nevertheless: it cannot be told what that voted for.
+    """
+    verdicts: dict[str, list[bool]] = {}
+    for answer, correct in votes:
+        if answer is not None:
+            verdicts.setdefault(answer, []).append(correct)
+        elif correct:
+            return None
+    most = max(map(len, verdicts.values()), default=0)
+    top = [sum(given) / most for given in verdicts.values() if len(given) == most]
+    return sum(top) / len(top) if top else 0.0
+
+
+def powers_up_to(k: int) -> list[int]:
+    """1, 2, 4, ..., and `k` itself."""
+    return [*(2**power for power in range(k.bit_length()) if 2**power < k), k]
+
+
+def problem_scores(state: EvalState) -> list[dict[str, Any]]:
+    """Each problem of a run with its score, Wilson's interval of that, and the answers that its samples gave.
+
+    `score` and `interval`, of the samples with a verdict, and `majority` are None where there is none yet.
+    """
+    samples: dict[str, list[TaskState]] = {}
+    for task in state.tasks:
+        samples.setdefault(task.problem, []).append(state.task_states[task.id])
+    table = []
+    for problem, results in samples.items():
+        scored = [result for result in results if result.status in SCORED]
+        tally = Tally(sum(result.status == "correct" for result in scored), len(scored))
+        votes = [(result.grade.answer if result.grade else None, result.status == "correct") for result in scored]
+        answers = Counter(answer for answer, _ in votes if answer is not None)
+        entry: dict[str, Any] = {"problem": problem, "samples": len(results), **tally._asdict()}
+        entry["score"] = tally.correct / tally.scored if scored else None
+        entry["interval"] = wilson_interval(entry["score"], tally.scored) if scored else None
+        entry["answers"] = answers.most_common()
+        entry["majority"] = majority_score(votes) if scored else None
+        table.append(entry)
+    return table
+
+
+def sample_scores(table: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures over several samples of each problem, from the `problem_scores` of a run.
+
+    Only problems with a verdict count, those with at least j samples in pass@j. `maj_at_k` is None where an answer
+    is not known.
+    """
+    k = max(entry["samples"] for entry in table)
+    scored = [entry for entry in table if entry["scored"]]
+    tallies = [Tally(entry["correct"], entry["scored"]) for entry in scored]
+    passes = {j: pass_at(tallies, j) for j in powers_up_to(k)}
+    majorities = [entry["majority"] for entry in scored]
+    known = majorities and None not in majorities
+    return {
+        "k": k,
+        "problems": len(table),
+        "problems_short_of_k": sum(entry["scored"] < k for entry in table),
+        "avg_at_k": math.fsum(entry["score"] for entry in scored) / len(scored) if scored else None,
+        "pass_at": [{"j": j, "score": told[0], "problems": told[1]} for j, told in passes.items() if told],
+        "maj_at_k": math.fsum(majorities) / len(majorities) if known else None,
+    }
+
+
+def summarize(state: EvalState) -> dict[str, Any]:
+    """The numbers of a run, the same for console, file and report; proportions from 0 to 1."""
     counts = Counter(state.task_states[task.id].status for task in state.tasks)
-    per_problem = Counter(task.problem for task in state.tasks if state.task_states[task.id].status in SCORED)
-    scored = per_problem.total()
-    problems = scored**2 / sum(m * m for m in per_problem.values()) if scored else 0.0
-    accuracy = counts["correct"] / scored if scored else None
+    table = problem_scores(state)
+    tallies = [Tally(entry["correct"], entry["scored"]) for entry in table if entry["scored"]]
+    scored = sum(tally.scored for tally in tallies)
     total, missing = len(state.tasks), len(state.tasks) - scored
     responses = [s.response for s in state.task_states.values() if s.response]
     grades = [s.grade for s in state.task_states.values() if s.grade and s.status in SCORED]
@@ -2334,10 +2510,13 @@ def summarize(state: EvalState) -> dict[str, Any]:
         "counts": {status: counts[status] for status in STATUSES},
         "tasks": total,
         "scored": scored,
-        "accuracy": accuracy,
-        "interval": wilson_interval(accuracy, problems) if accuracy is not None else None,
-        "interval_method": f"Wilson, 95 %, n = {problems:.4g} problems",
+        "accuracy": counts["correct"] / scored if scored else None,
+        "intervals": {
+            "generalisation": generalisation_interval(tallies) if scored else None,
+            "resampling": resampling_interval(tallies) if scored else None,
+        },
         "range": (counts["correct"] / total, (counts["correct"] + missing) / total),
+        **sample_scores(table),
         "graded_by": dict(Counter(grade.grader for grade in grades)),
         "graded_by_rule_too": len(doubly),
         "same_verdict_by_rule": sum(grade.verdict == grade.rule.verdict for grade in doubly if grade.rule),
@@ -2549,7 +2728,9 @@ def state_to_json(state: EvalState, journal: str) -> Iterator[str]:
     header = {"schema_version": SCHEMA_VERSION, "journal": journal, **header, "summary": summarize(state)}
     header["review"] = review_list(state)
     yield json.dumps(header, default=vars, ensure_ascii=False, indent=1).removesuffix("\n}")
-    yield ',\n "tasks": [\n  '
+    yield ',\n "problems": [\n  '
+    yield ",\n  ".join(json.dumps(entry, ensure_ascii=False) for entry in problem_scores(state))
+    yield '\n ],\n "tasks": [\n  '
     yield ",\n  ".join(json.dumps(task, default=vars, ensure_ascii=False) for task in state.tasks)
     yield '\n ],\n "task_states": {\n  '
     for number, (task_id, task_state) in enumerate(state.task_states.items()):
@@ -3338,15 +3519,33 @@ def percent(proportion: float) -> str:
 
 
 def headline(summary: dict[str, Any]) -> str:
-    """The accuracy with its interval, and the range it could still fall in while verdicts are missing."""
+    """The accuracy with its intervals, and the range it could still fall in while verdicts are missing."""
     if summary["accuracy"] is None:
         return "none: no task has a verdict yet"
-    low, high = summary["range"]
-    still = f"; between {percent(low)} and {percent(high)} once every task has a verdict"
-    interval = " to ".join(map(percent, summary["interval"]))
     line = f"{percent(summary['accuracy'])}  ({summary['counts']['correct']} of {summary['scored']})"
-    line += f", 95 % interval {interval}"
+    line += f", 95 % interval {interval_text(summary['intervals']['generalisation'])} on new problems of the kind"
+    again = summary["intervals"]["resampling"]
+    line += f"\n{'':10}95 % interval {interval_text(again)} on new samples of these problems" if again else ""
+    low, high = summary["range"]
+    still = f"\n{'':10}between {percent(low)} and {percent(high)} once every task has a verdict"
     return line + (still if summary["scored"] < summary["tasks"] else "")
+
+
+def interval_text(interval: Interval) -> str:
+    """An interval as "62.7 % to 90.5 %"."""
+    return f"{percent(interval.low)} to {percent(interval.high)}"
+
+
+def samples_text(summary: dict[str, Any]) -> str:
+    """The figures over several samples of each problem: pass@1 and so on, maj@k, and how many problems have fewer."""
+    k, problems = summary["k"], summary["problems"]
+    figures = [f"avg@{k} {percent(summary['avg_at_k'])}"] if summary["avg_at_k"] is not None else []
+    for entry in summary["pass_at"]:
+        few = f" (of {entry['problems']})" if entry["problems"] < problems else ""
+        figures.append(f"pass@{entry['j']} {percent(entry['score'])}{few}")
+    figures += [f"maj@{k} {percent(summary['maj_at_k'])}"] if summary["maj_at_k"] is not None else []
+    short = summary["problems_short_of_k"]
+    return ", ".join(figures) + (f"; {short} of {problems} problems have fewer than {k} verdicts" if short else "")
 
 
 def graders_text(summary: dict[str, Any]) -> str:
@@ -3377,6 +3576,7 @@ def summary_text(state: EvalState, seconds: float, path: Path, more: dict[str, s
         "run": f"{state.dataset['name']}, {size}{model}",
         "accuracy": headline(summary),
         "counts": ", ".join(f"{count} {status}" for status, count in counts.items()),
+        "samples": samples_text(summary),
         "grading": graders_text(summary),
         "tokens": tokens_text(summary),
         "time": f"{seconds:.1f} s",
@@ -3385,6 +3585,8 @@ def summary_text(state: EvalState, seconds: float, path: Path, more: dict[str, s
     }
     if state.grader["name"] == RegexGrader.name:
         del rows["grading"]
+    if samples == 1 or summary["accuracy"] is None:
+        del rows["samples"]
     return "\n".join(f"{name:<9} {text}" for name, text in rows.items())
 
 
@@ -3982,8 +4184,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
             raise UsageError("--merge needs the --output FILE to write")
         return args
     if args.regrade:
-        meant = ("regrade", "output", "overwrite", "resume", "dump_interval", "verbose", "quiet", "grader", "judge")
-        refuse_all_but(meant, given, f"--regrade, which only grades what {args.regrade} holds")
+        meant = ("regrade", "output", "overwrite", "resume", "dump_interval", "verbose", "quiet", "grader")
+        refuse_all_but((*meant, "judge"), given, f"--regrade, which only grades what {args.regrade} holds")
     check_servers(args)
     check_grading(args)
     if args.resume and args.output is None and args.regrade is None:

@@ -28,9 +28,13 @@ def check_run(folder, done, problems, correct):
     assert summary["counts"]["correct"] == correct
     assert summary["counts"]["incorrect"] == problems - correct
     assert summary["accuracy"] == correct / problems
-    assert f"accuracy  {percent}  ({correct} of {problems}), 95 % interval" in done.stdout
-    low, high = (float(x) for x in re.findall(r"95 % interval ([\d.]+) % to ([\d.]+) %", done.stdout)[0])
-    assert (low, high) == pytest.approx([100 * bound for bound in summary["interval"]], abs=0.06)
+    interval = summary["intervals"]["generalisation"]
+    low, high = (f"{100 * interval[end]:.1f} %" for end in ("low", "high"))
+    assert (
+        f"accuracy  {percent}  ({correct} of {problems}), 95 % interval {low} to {high} on new problems" in done.stdout
+    )
+    assert done.stdout.count("95 % interval") == 1
+    assert summary["intervals"]["resampling"] is None
     for task in state["tasks"]:
         result = state["task_states"][task["id"]]
         assert (result["status"] == "correct") == (result["grade"]["answer"] == task["expected"])

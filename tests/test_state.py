@@ -85,7 +85,7 @@ def test_the_file_holds_what_it_takes_to_understand_the_run(tmp_path):
     about = (
         "schema_version journal id tool created updated dataset model endpoints sampling grader prompt summary review"
     )
-    assert set(data) == {*about.split(), "tasks", "task_states"}
+    assert set(data) == {*about.split(), "problems", "tasks", "task_states"}
     assert data["dataset"]["name"] == "d"
     task = {"id": "d/1#0", "problem": "1", "sample": 0, "question": "question 1", "expected": "1", "order": None}
     assert data["tasks"][0] == task
