@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 .PHONY: demo test check bench clean
 
 demo: $(VENV)/run-time
-	$(BIN)/python llama-eval.py --simulate 0.8 --dataset practice --threads 4 --output demo.json --overwrite
+	$(BIN)/python llama-eval.py --simulate 0.8 --dataset practice --threads 4 --report --output demo.json --overwrite
 
 test: $(VENV)/development
 	$(BIN)/python -m pytest
@@ -17,15 +17,16 @@ test: $(VENV)/development
 check: $(VENV)/development
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy llama-eval.py llama-server-simulator.py benchmarks
+	$(BIN)/mypy llama-eval.py llama-server-simulator.py llama-eval-report.py benchmarks
 
-bench: $(VENV)/run-time
+bench: $(VENV)/development
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/grading.py
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/matching.py
 	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python benchmarks/report.py
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@
 #     "datasets>=3.0",
 #     "python-Levenshtein>=0.25",
 #     "tqdm>=4.66",
+#     "latex2mathml>=3.77",         # for the page that --report has written
 # ]
 # ///
 """Measure how well a model behind llama-server, or any OpenAI-style server, answers AIME 2025.
@@ -22,7 +23,7 @@ and SIGTERM.
 
 Sections: prompts, vocabulary, errors, numbers and letters, objects and boxes, answers, graders, judge, command
 grader, datasets, replies, connections, endpoints, preflight, statistics, state on disk, journal, backlog, workers,
-processor, console, simulator, evaluation, options, command line.
+processor, console, simulator, report, evaluation, options, command line.
 """
 
 from __future__ import annotations
@@ -3721,6 +3722,35 @@ def simulator_url(process: subprocess.Popen[str], log: TextIO) -> str:
     raise EndpointError(f"the simulator did not start: {one_line(reason)}")
 
 
+# ---- report ---------------------------------------------------------------------------------------------
+
+REPORTER = HERE / "llama-eval-report.py"
+REPORT_SECONDS = 600.0  # that it may take to write the page
+
+
+def report_row(args: argparse.Namespace, state: Path, end: BaseException | None) -> dict[str, str]:
+    """Have the page of the run in the file at `state` written if one is asked for; returns the row that says so.
+
+    A run that somebody has stopped gets none: they are waiting for it to end.
+    """
+    if args.report is None or isinstance(end, Interrupted):
+        return {}
+    page = args.report if args.report.name else state.with_suffix(".html")
+    command = [sys.executable, os.fspath(REPORTER), os.fspath(state.absolute()), "--output", os.fspath(page.absolute())]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=REPORT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"report": f"none: {REPORTER.name} took longer than {REPORT_SECONDS:g} s"}
+    except Interrupted as interruption:
+        return {"report": f"none: stopped by {signal.Signals(interruption.signum).name}"}
+    complaint = one_line(done.stderr.decode("utf-8", "replace"), 300)
+    if done.returncode:
+        return {"report": f"none: {complaint or f'{REPORTER.name} ended with status {done.returncode}'}"}
+    return {"report": f"{page}{f' ({complaint})' if complaint else ''}"}
+
+
 # ---- evaluation -----------------------------------------------------------------------------------------
 
 
@@ -3849,7 +3879,7 @@ def evaluate(args: argparse.Namespace, argv: list[str]) -> int:
             if file.behind:
                 file.save(state)
         more = redact(next_step(state, argv, output), args.api_key, args.judge_api_key)
-        return conclude(console, output, started, more, end)
+        return conclude(console, output, started, {**report_row(args, output, end), **more}, end)
 
 
 def regrade(args: argparse.Namespace, argv: list[str]) -> int:
@@ -3881,7 +3911,7 @@ def regrade(args: argparse.Namespace, argv: list[str]) -> int:
     changed = sum(
         state.task_states[name].status not in ("ungraded", old.status) for name, old in console.before.items()
     )
-    more = {"changed": f"{changed} of {len(console.before)} verdicts"}
+    more = {"changed": f"{changed} of {len(console.before)} verdicts", **report_row(args, work, end)}
     if left:
         more["resume"] = redact(resume_command(argv, output), args.api_key, args.judge_api_key)
     return conclude(console, work, started, more, end)
@@ -3914,7 +3944,8 @@ def merge(args: argparse.Namespace) -> int:
     with StateFile(args.output, 0) as file:
         check_output(args.output, resume=False, overwrite=args.overwrite)
         file.save(whole)
-    return conclude(Console(whole, args.verbose, args.quiet), args.output, started, {}, None)
+    more = report_row(args, args.output, None)
+    return conclude(Console(whole, args.verbose, args.quiet), args.output, started, more, None)
 
 
 def conclude(console: Console, output: Path, started: float, more: dict[str, str], end: BaseException | None) -> int:
@@ -4033,6 +4064,16 @@ def prompt_template(path: str) -> str:
     return text
 
 
+def html_file(text: str) -> Path:
+    """A file to write a page to, for --report; raises ArgumentTypeError."""
+    path = Path(text)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise argparse.ArgumentTypeError(f"'{text}' does not end in .html")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"the folder of '{text}' does not exist or is not writable")
+    return path
+
+
 def shard(text: str) -> tuple[int, int]:
     """The I and N of a --shard I/N."""
     found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
@@ -4146,6 +4187,8 @@ def add_run_options(group: argparse._ArgumentGroup) -> None:
     add("-o", "--output", type=Path, metavar="FILE", help=file)
     joined = "join the parts of one run, made with --shard, into --output"
     add("--merge", type=Path, nargs="+", metavar="STATE", help=joined)
+    paged = "in the end, write the run as an HTML page (default: the output's name with .html)"
+    add("--report", type=html_file, nargs="?", const=Path(), metavar="FILE", help=paged)
     existing = group.add_mutually_exclusive_group().add_argument
     extended = "continue the run in --output; more --samples or a higher --limit extend it"
     existing("--resume", action="store_true", help=extended)
@@ -4178,13 +4221,17 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse(argv)
     given = parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(vars(args))))[0]
+    if args.report is not None and not REPORTER.exists():
+        raise UsageError(f"--report needs {REPORTER.name} beside this script")
     if args.merge:
-        refuse_all_but(("merge", "output", "overwrite", "verbose", "quiet"), given, "--merge, which only joins files")
+        refuse_all_but(
+            ("merge", "output", "overwrite", "report", "verbose", "quiet"), given, "--merge, which only joins files"
+        )
         if args.output is None:
             raise UsageError("--merge needs the --output FILE to write")
         return args
     if args.regrade:
-        meant = ("regrade", "output", "overwrite", "resume", "dump_interval", "verbose", "quiet", "grader")
+        meant = ("regrade", "output", "overwrite", "resume", "dump_interval", "report", "verbose", "quiet", "grader")
         refuse_all_but((*meant, "judge"), given, f"--regrade, which only grades what {args.regrade} holds")
     check_servers(args)
     check_grading(args)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from browser import MISSING, Browser, chromium, programs
 from scripts import SHARED, SIMULATOR, FakeServer, SocketServer
 
 # Examples take as long as the machine needs: some write files, and the suite also runs under load.
@@ -154,6 +155,16 @@ def start_module_simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """Like `start_simulator`, for servers that the tests of a module share."""
     with simulator_factory(tmp_path_factory) as factory:
         yield factory
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A headless Chromium that the tests of a module share."""
+    if programs() is None:
+        pytest.skip(MISSING)
+    home = tmp_path_factory.mktemp("browser")
+    with chromium(home, clean_environment(home)) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ REPO = Path(__file__).resolve().parent.parent
 SHARED = REPO.parent / "shared"
 EVAL = REPO / "llama-eval.py"
 SIMULATOR = REPO / "llama-server-simulator.py"
+REPORT = REPO / "llama-eval-report.py"
 DEADLINE = 60.0
 
 

@@ -4,12 +4,12 @@ import re
 
 import pytest
 
-from scripts import EVAL, REPO, SIMULATOR, load
+from scripts import EVAL, REPO, REPORT, SIMULATOR, load
 
 llama_eval = load(EVAL)
 README = (REPO / "README.md").read_text("utf-8")
-SCRIPTS = [EVAL, SIMULATOR]
-OPTIONS = README + (REPO / "docs" / "simulator.md").read_text("utf-8")
+SCRIPTS = [EVAL, SIMULATOR, REPORT]
+OPTIONS = README + "".join((REPO / "docs" / name).read_text("utf-8") for name in ("simulator.md", "report.md"))
 
 
 def requirements() -> list[str]:
@@ -24,9 +24,9 @@ def inline_metadata(script):
     return re.search(r'requires-python = "(.*)"', toml)[1], re.findall(r'^ +"(.*)",', toml, re.MULTILINE)
 
 
-def test_requirements_are_the_five_packages_and_the_engine_of_one_with_lower_bounds():
+def test_requirements_are_the_packages_that_the_scripts_import_with_lower_bounds():
     names = [re.fullmatch(r"([\w-]+)>=[\d.]+", line) for line in requirements()]
-    packages = ["requests", "urllib3", "flask", "datasets", "python-Levenshtein", "tqdm"]
+    packages = ["requests", "urllib3", "flask", "datasets", "python-Levenshtein", "tqdm", "latex2mathml"]
     assert [name and name[1] for name in names] == packages
 
 
@@ -42,14 +42,21 @@ def test_the_inline_metadata_of_a_script_holds_the_requirements_that_it_imports(
             assert line in dependencies
 
 
-def test_the_evaluator_brings_along_what_its_simulator_needs():
-    assert set(inline_metadata(SIMULATOR)[1]) <= set(inline_metadata(EVAL)[1])
+@pytest.mark.parametrize("script", [SIMULATOR, REPORT], ids=lambda script: script.name)
+def test_the_evaluator_brings_along_what_the_scripts_that_it_starts_need(script):
+    assert set(inline_metadata(script)[1]) <= set(inline_metadata(EVAL)[1])
+
+
+def actions(script):
+    """Every option of a script, by each of its flags."""
+    module = load(script)
+    parsers = [module.build_parser(), *([module.build_parser(comparing=True)] if script == REPORT else [])]
+    return {flag: action for parser in parsers for action in parser._actions for flag in action.option_strings}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_the_documents_have_every_option_and_no_other(script):
-    parser = load(script).build_parser()
-    flags = {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")} - {"--help"}
+    flags = {flag for flag in actions(script) if flag.startswith("--")} - {"--help"}
     section = OPTIONS.split(f"<!-- options: {script.name} -->")[1].split("<!-- end -->")[0]
     rows = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| `")]
     documented = {flag for row in rows for flag in re.findall(r"`(--[\w-]+)", row)}
@@ -59,11 +66,10 @@ def test_the_documents_have_every_option_and_no_other(script):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_the_documents_give_the_defaults_that_the_program_has(script):
     section = OPTIONS.split(f"<!-- options: {script.name} -->")[1].split("<!-- end -->")[0]
-    parser = load(script).build_parser()
     documented = dict(re.findall(r"^\| `(--[\w-]+).*\| `([^`|]+)` \|$", section, re.MULTILINE))
     assert documented
     for flag, default in documented.items():
-        action = parser._option_string_actions[flag]
+        action = actions(script)[flag]
         actual = action.default[0] if isinstance(action.default, list) else action.default
         assert (f"{actual:g}" if isinstance(actual, float) else str(actual)) == default, flag
 
