@@ -15,7 +15,7 @@
 The page is one file that loads nothing: it can be mailed, kept and opened offline. What a model wrote is shown in it
 as text, never as markup. The figures of a run are those in its state file, which llama-eval.py computed. Exit status:
 0 done, 1 a file cannot be read or written or the runs cannot be compared, 2 bad usage, 4 a run is worse than
---threshold or --reference allow, beyond doubt; 130 stopped by Ctrl-C.
+--threshold or --reference allow, beyond doubt at the 5 % level; 129, 130 and 143 stopped by SIGHUP, Ctrl-C and SIGTERM.
 
 Sections: runs, figures, differences, verdicts, numbers as text, markup, mathematics, charts, compressed texts, style,
 unpacking, script, page, run page, comparison page, tables, files, command line.
@@ -115,11 +115,6 @@ class Sample:
     started: float | None
     finished: float | None
 
-    @property
-    def responded(self) -> bool:
-        """Whether there is a response."""
-        return self.status in (*SCORED, "ungraded")
-
 
 @dataclass(frozen=True)
 class Run:
@@ -180,6 +175,8 @@ def read_run(path: Path) -> Run:
         )
     try:
         return run_of(data, path)
+    except ReportError as error:
+        raise ReportError(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ReportError(f"{path} is not a state of llama-eval: {type(error).__name__} {error}") from None
 
@@ -190,12 +187,13 @@ def run_of(data: dict[str, Any], path: Path) -> Run:
     problems = [problem_of(entry) for entry in data["problems"]]
     if not samples or sorted(entry["problem"] for entry in problems) != sorted({sample.problem for sample in samples}):
         raise ValueError("its problems are not those of its tasks")
-    check_figures(data["summary"], problems, samples)
+    summary = summary_of(data["summary"])
+    check_figures(summary, problems, samples)
     return Run(
         path=path,
         id=str(data["id"]),
-        created=iso(data["created"]),
-        updated=iso(data["updated"]),
+        created=as_iso(data["created"]),
+        updated=as_iso(data["updated"]),
         model=str(data["model"] or ""),
         tool=f"{data['tool']['name']} {data['tool']['version']}",
         dataset=dict(data["dataset"]),
@@ -203,7 +201,7 @@ def run_of(data: dict[str, Any], path: Path) -> Run:
         sampling=dict(data["sampling"]),
         grader=dict(data["grader"]),
         endpoints=[dict(endpoint) for endpoint in data["endpoints"]],
-        summary=summary_of(data["summary"]),
+        summary=summary,
         problems=problems,
         review=[{"task": str(entry["task"]), "reason": str(entry["reason"])} for entry in data["review"]],
         samples=samples,
@@ -218,7 +216,7 @@ def sample_of(task: dict[str, Any], state: dict[str, Any]) -> Sample:
     response, grade, partial = (state.get(name) or {} for name in ("response", "grade", "partial"))
     if not isinstance(grade.get("rule") or {}, dict):
         raise TypeError("a grade by rule is no object")
-    tokens = number(response.get("completion_tokens"))
+    tokens = as_number(response.get("completion_tokens"))
     answer = grade.get("answer")
     return Sample(
         id=str(task["id"]),
@@ -234,13 +232,13 @@ def sample_of(task: dict[str, Any], state: dict[str, Any]) -> Sample:
         partial="\n\n".join(str(partial[name]) for name in ("reasoning", "content") if partial.get(name)),
         finish_reason=str(response.get("finish_reason") or ""),
         tokens=None if tokens is None else int(tokens),
-        seconds=number(response.get("seconds")),
-        speed=number(response.get("tokens_per_second")),
+        seconds=as_number(response.get("seconds")),
+        speed=as_number(response.get("tokens_per_second")),
         endpoint=str(state.get("endpoint") or ""),
         attempts=int(state.get("attempts") or 0),
         error=str(state.get("error") or ""),
-        started=moment(state.get("started")),
-        finished=moment(state.get("finished")),
+        started=as_time(state.get("started")),
+        finished=as_time(state.get("finished")),
     )
 
 
@@ -262,43 +260,61 @@ def summary_of(data: dict[str, Any]) -> dict[str, Any]:
     intervals = {kind: data["intervals"][kind] for kind in ("generalisation", "resampling")}
     counted = ("tasks", "scored", "k", "problems", "problems_short_of_k", "responses", "responses_with_token_counts")
     return {
-        **{name: count(data[name]) for name in (*counted, "prompt_tokens", "completion_tokens")},
-        **{name: proportion(data[name]) for name in ("accuracy", "avg_at_k", "maj_at_k")},
-        "counts": {status: count(data["counts"][status]) for status in MARKS},
-        "range": ends(data["range"]),
+        **{name: as_count(data[name]) for name in (*counted, "prompt_tokens", "completion_tokens")},
+        **{name: as_share_if_any(data[name]) for name in ("accuracy", "avg_at_k", "maj_at_k")},
+        "counts": {status: as_count(data["counts"][status]) for status in MARKS},
+        "range": as_interval(data["range"]),
         "pass_at": [
-            {"j": count(entry["j"]), "problems": count(entry["problems"]), "score": known(entry["score"])}
+            {"j": as_count(entry["j"]), "problems": as_count(entry["problems"]), "score": as_share(entry["score"])}
             for entry in data["pass_at"]
         ],
         "intervals": {
-            kind: told and {"low": known(told["low"]), "high": known(told["high"]), "method": str(told["method"])}
+            kind: told
+            and dict(
+                zip(("low", "high"), as_interval((told["low"], told["high"])), strict=True), method=str(told["method"])
+            )
             for kind, told in intervals.items()
         },
     }
 
 
 def check_figures(summary: dict[str, Any], problems: list[dict[str, Any]], samples: list[Sample]) -> None:
-    """Raise ValueError unless the figures count what the tasks say."""
-    if Counter(sample.status for sample in samples) != Counter(summary["counts"]):
-        raise ValueError("its summary does not count its tasks: --merge of llama-eval.py makes the figures anew")
-    correct = Counter(sample.problem for sample in samples if sample.status == "correct")
+    """Raise ReportError unless the figures count what the tasks say."""
+    counts = Counter(sample.status for sample in samples)
     scored = Counter(sample.problem for sample in samples if sample.status in SCORED)
-    if any((correct[e["problem"]], scored[e["problem"]]) != (e["correct"], e["scored"]) for e in problems):
-        raise ValueError("its problems do not count its tasks: --merge of llama-eval.py makes the figures anew")
+    correct = Counter(sample.problem for sample in samples if sample.status == "correct")
+    asked = Counter(sample.problem for sample in samples)
+    right, open_tasks = counts["correct"], len(samples) - scored.total()
+    expected = {
+        "counts": {status: counts[status] for status in MARKS},
+        "tasks": len(samples),
+        "scored": scored.total(),
+        "accuracy": right / scored.total() if scored else None,
+        "range": (right / len(samples), (right + open_tasks) / len(samples)),
+        "k": max(asked.values()),
+        "problems": len(asked),
+    }
+    good = all(summary[name] == value for name, value in expected.items())
+    for entry in problems:
+        n, c = scored[entry["problem"]], correct[entry["problem"]]
+        good &= (entry["samples"], entry["scored"], entry["correct"]) == (asked[entry["problem"]], n, c)
+        good &= entry["score"] == (c / n if n else None)
+    if not good:
+        raise ReportError("its figures are not those of its tasks: llama-eval.py --merge makes them anew")
 
 
 def problem_of(data: dict[str, Any]) -> dict[str, Any]:
     """The figures of a problem; raises KeyError, TypeError or ValueError."""
     return {
         "problem": str(data["problem"]),
-        **{name: count(data[name]) for name in ("samples", "scored", "correct")},
-        **{name: proportion(data[name]) for name in ("score", "majority")},
-        "interval": ends(data["interval"]) if data["scored"] else None,
-        "answers": [(str(answer), count(votes)) for answer, votes in data["answers"]],
+        **{name: as_count(data[name]) for name in ("samples", "scored", "correct")},
+        **{name: as_share_if_any(data[name]) for name in ("score", "majority")},
+        "interval": as_interval(data["interval"]) if data["scored"] else None,
+        "answers": [(str(answer), as_count(votes)) for answer, votes in data["answers"]],
     }
 
 
-def number(value: object) -> float | None:
+def as_number(value: object) -> float | None:
     """A finite number that is not negative, or None for None; raises ValueError for anything else."""
     if value is None:
         return None
@@ -307,40 +323,42 @@ def number(value: object) -> float | None:
     return float(value)
 
 
-def iso(value: object) -> str:
+def as_iso(value: object) -> str:
     """An ISO 8601 time, or an empty text; raises TypeError or ValueError."""
-    moment(str(value))
+    as_time(str(value))
     return str(value)
 
 
-def moment(value: str | None) -> float | None:
+def as_time(value: str | None) -> float | None:
     """An ISO 8601 time as seconds since 1970, or None for none."""
     return datetime.fromisoformat(value).timestamp() if value else None
 
 
-def count(value: object) -> int:
+def as_count(value: object) -> int:
     """A number of things; raises ValueError."""
     if type(value) is not int or not 0 <= value < 10**15:
         raise ValueError(f"{one_line(value, 40)} is no number of things")
     return value
 
 
-def known(value: object) -> float:
+def as_share(value: object) -> float:
     """A proportion; raises ValueError."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise ValueError(f"{one_line(value, 40)} is no proportion")
     return float(value)
 
 
-def proportion(value: object) -> float | None:
+def as_share_if_any(value: object) -> float | None:
     """A proportion, or None where it is not known; raises ValueError."""
-    return None if value is None else known(value)
+    return None if value is None else as_share(value)
 
 
-def ends(value: Sequence[object]) -> tuple[float, float]:
+def as_interval(value: Sequence[object]) -> tuple[float, float]:
     """The ends of an interval; raises TypeError or ValueError."""
-    low, high = value
-    return known(low), known(high)
+    low, high = map(as_share, value)
+    if low > high:
+        raise ValueError("an interval ends before it begins")
+    return low, high
 
 
 # ---- differences ----------------------------------------------------------------------------------------
@@ -423,7 +441,7 @@ def sign_flip_test(differences: Sequence[Fraction]) -> tuple[float, bool]:
     seen, total = abs(int(sum(differences) * scale)) // shared, sum(sizes)
     cut = (total - seen) // 2  # the sum of those turned negative at the most, for a sum that far above 0
     if total == len(sizes):  # all of one size, as with one sample of each problem
-        return as_share(sum(binomials(total, cut)), len(sizes)), True
+        return both_tails(sum(binomials(total, cut)), len(sizes)), True
     width = (len(sizes) + 8) // 8  # bytes, in which a coefficient cannot overflow
     if total * width * len(sizes) > EXACT_WORK:
         return sampled_flips(sizes, seen), False
@@ -433,10 +451,10 @@ def sign_flip_test(differences: Sequence[Fraction]) -> tuple[float, bool]:
     tail = ways & ((1 << (8 * width * (cut + 1))) - 1)
     digits = tail.to_bytes(width * (cut + 1), "little")
     found = sum(int.from_bytes(digits[at : at + width], "little") for at in range(0, len(digits), width))
-    return as_share(found, len(sizes)), True
+    return both_tails(found, len(sizes)), True
 
 
-def as_share(tail: int, n: int) -> float:
+def both_tails(tail: int, n: int) -> float:
     """Both tails as a share of the 2^n ways to choose signs."""
     return float(min(Fraction(1), Fraction(2 * tail, 2**n)))
 
@@ -480,71 +498,53 @@ def standard_error(values: Sequence[Fraction]) -> float:
     return statistics.stdev(map(float, values)) / math.sqrt(len(values)) if len(set(values)) > 1 else 0.0
 
 
-def difference(pairs: Sequence[Pair], k: int) -> Difference:
-    """How B differs from A, from the scores of at least one problem, of `k` samples each at the most."""
+def difference(pairs: Sequence[Pair], k: int, among: int = 1) -> Difference:
+    """How B differs from A, from the scores of at least one problem, of `k` samples each at the most.
+
+    `among` is the number of comparisons that are made, each of which has to show its difference among the others.
+    """
     values = [pair.after - pair.before for pair in pairs]
     mean, low, high = mean_interval(values)
     p, exact = sign_flip_test(values)
-    test = "sign-flip permutation test, " + ("exact" if exact else f"{FLIPS} random draws")
+    name = "sign-flip permutation test, exact" if exact else f"sign-flip permutation test, {FLIPS} random draws"
     error = standard_error(values)
-    found = detectable(len(values), k, error)
+    found = detectable(Design(len(values), k, among), error, abs(mean))
     noises = [pair.noise for pair in pairs if pair.noise is not None]
     twice = None
     if error and len(noises) == len(pairs):
         # Twice the samples halve what sampling adds to the variance, and leave what the problems differ by.
         noise = float(sum(noises)) / len(noises) ** 2 / 2
-        twice = detectable(len(values), 2 * k, math.sqrt(max(error**2 - noise, noise)))
-    if k == 1:
-        test = "McNemar's exact test"
-        found = mcnemar_detectable(len(values), Fraction(sum(map(abs, values)), len(values)))
-    return Difference(mean, low, high, p, test, found if error or k == 1 else None, twice)
+        less = math.sqrt(max(error**2 - noise, noise))
+        twice = detectable(Design(len(values), 2 * k, among), less, abs(mean))
+    return Difference(mean, low, high, p, "McNemar's exact test" if exact and k == 1 else name, found, twice)
 
 
-def detectable(n: int, k: int, error: float) -> float | None:
-    """About the true difference of which `n` problems with `k` samples find four in five, given its standard error.
+class Design(NamedTuple):
+    """How many problems with how many samples each are compared, in how many comparisons."""
 
-    The one whose t statistic exceeds the limit so often, and no less than one sample in each of the six problems that
-    the permutation test needs to reach 5 %. None where there are not so many.
+    problems: int
+    samples: int
+    among: int
+
+
+def detectable(design: Design, error: float, seen: float) -> float | None:
+    """About the true difference that such a comparison finds four times in five; None for fewer than six problems.
+
+    `error` is the standard error of the mean difference, `seen` its size. The difference sought is the one that exceeds
+    the limit of the t test so often, (t + t') SE (Miller 2024, arXiv 2411.00640, 5). One that is larger than the one
+    seen has a larger SE, too: each sample that it turns adds 1 / k^2 to the variance of its problem, so that
+    d^2 = (t + t')^2 (SE^2 + (d - seen) / (n k)). It is no less than one sample in each of the six problems that the
+    permutation test needs to reach 5 %.
     """
+    n, k, among = design
     if n < FEWEST:
         return None
-    quantiles = (t_quantile(share, n - 1) for share in ((1 + CONFIDENCE) / 2, POWER))
-    return min(1.0, max(sum(quantiles) * error, FEWEST / (n * k)))
-
-
-MCNEMAR_PROBLEMS = 200  # beyond so many, the approximation by t is as good
-
-
-def mcnemar_detectable(n: int, differing: Fraction) -> float | None:
-    """The true difference that McNemar's test on `n` problems finds four times in five; None where there is none.
-
-    `differing` is the share of problems on which the runs differ. The power is that of the exact test (Connor 1987,
-    Biometrics 43:207): so many problems differ, so many of these to the worse.
-    """
-    if n > MCNEMAR_PROBLEMS:
-        return detectable(n, 1, math.sqrt(float(differing) / n))
-    low, high = 0.0, 1.0
-    if mcnemar_power(n, high, high) < POWER:
-        return None
-    for _ in range(20):
-        middle = (low + high) / 2
-        enough = mcnemar_power(n, max(float(differing), middle), middle) >= POWER
-        low, high = (low, middle) if enough else (middle, high)
-    return high
-
-
-def mcnemar_power(n: int, differing: float, shift: float) -> float:
-    """How often McNemar's test finds a drop by `shift` on `n` problems, of which the share `differing` differs."""
-    worse = (differing + shift) / 2 / differing
-    power = 0.0
-    for m in range(n + 1):
-        tail, needed = 0.0, m + 1
-        while needed and tail + math.comb(m, needed - 1) / 2**m <= (1 - CONFIDENCE) / 2:
-            needed -= 1
-            tail += math.comb(m, needed) / 2**m
-        found = math.fsum(math.comb(m, lost) * worse**lost * (1 - worse) ** (m - lost) for lost in range(needed, m + 1))
-        power += math.comb(n, m) * differing**m * (1 - differing) ** (n - m) * found
-    return power
+    quantiles = t_quantile(1 - (1 - CONFIDENCE) / 2 / among, n - 1) + t_quantile(POWER, n - 1)
+    found = quantiles * error
+    if found > seen or not error:
+        added = quantiles**2 / (n * k)
+        found = (added + math.sqrt(added**2 + 4 * max(0.0, (quantiles * error) ** 2 - added * seen))) / 2
+    return min(1.0, max(found, FEWEST / (n * k)))
 
 
 def beyond(pairs: Sequence[Pair], margin: Fraction) -> float:
@@ -601,8 +601,8 @@ class Comparison:
         return sorted(changed, key=lambda pair: pair.after - pair.before)
 
 
-def compare(before: Run, after: Run, name: str = "B") -> Comparison:
-    """The comparison of two runs, the second called `name`; raises ReportError where they share no problem."""
+def compare(before: Run, after: Run, name: str = "B", among: int = 1) -> Comparison:
+    """The comparison of two runs, one of `among`, the second called `name`; raises ReportError where it cannot be."""
     names = [str(run.dataset.get("name")) for run in (before, after)]
     if names[0] != names[1]:
         raise ReportError(
@@ -618,7 +618,7 @@ def compare(before: Run, after: Run, name: str = "B") -> Comparison:
     ]
     if not pairs:
         raise ReportError(f"{before.path} and {after.path} cannot be compared: no problem has verdicts in both")
-    found = difference(pairs, max(run.summary["k"] for run in (before, after)))
+    found = difference(pairs, max(run.summary["k"] for run in (before, after)), among)
     return Comparison(before, after, pairs, found, misgivings(before, after, name), found.p, name)
 
 
@@ -645,7 +645,7 @@ def misgivings(before: Run, after: Run, called: str) -> list[str]:
         told.append("the rows of the dataset differ")
     for group in ("prompt", "sampling", "grader"):
         told += differing(group, *(getattr(run, group) for run in runs.values()))
-    told += differing("server", *map(served, runs.values()))
+    told += served_otherwise(before, after)
     if before.summary["k"] != after.summary["k"]:
         told.append(f"A has {before.summary['k']} samples of a problem, {called} {after.summary['k']}")
     for name, run in runs.items():
@@ -661,20 +661,41 @@ def row_of(run: Run, problem: str) -> tuple[str, str]:
     return sample.question, sample.expected
 
 
-def served(run: Run) -> dict[str, Any]:
+UNSAMPLED = ("seed", "n_predict", "max_tokens", "stream", "n_probs", "n_keep", "n_discard", "lora")  # of /props
+
+
+def served(run: Run) -> dict[str, str]:
     """What the servers of a run did by their own settings, where the run did not ask for another."""
+    asked = {name for name, value in run.sampling.items() if value is not None} | as_object(
+        run.sampling.get("extra_body")
+    ).keys()
     told: dict[str, set[str]] = {}
     for endpoint in run.endpoints:
         props = as_object(endpoint.get("props"))
         defaults = as_object(props.get("default_generation_settings"))
-        values = {"chat template": props.get("chat_template"), "context": defaults.get("n_ctx")}
+        values = {"build": props.get("build_info"), "chat template": props.get("chat_template")}
+        values["context"] = defaults.get("n_ctx")
         for name, value in as_object(defaults.get("params")).items():
-            if name in run.sampling and run.sampling[name] is None and name != "seed":
-                values[f"default {name}"] = value
+            if name not in asked and name not in UNSAMPLED:
+                # Servers keep single precision, and say 0.800000011920929.
+                values[f"default {name}"] = float(f"{value:.6g}") if isinstance(value, float) else value
         for name, value in values.items():
             if value is not None:
-                told.setdefault(name, set()).add(brief(value))
-    return {name: " or ".join(sorted(values)) for name, values in told.items()}
+                told.setdefault(name, set()).add(brief(value, 2000))
+    return {name: one_line(" or ".join(sorted(values)), 60) for name, values in told.items()}
+
+
+def served_otherwise(before: Run, after: Run) -> list[str]:
+    """How the settings of two runs' servers differ, a sentence each; not their builds, which may be the point."""
+    settings_ = [served(run) for run in (before, after)]
+    if bool(settings_[0]) != bool(settings_[1]):
+        return ["what one of the servers does by default is not known: it has no /props"]
+    shared = sorted((settings_[0].keys() & settings_[1].keys()) - {"build"})
+    return [
+        f"server differs: {name} was {settings_[0][name]}, is {settings_[1][name]}"
+        for name in shared
+        if settings_[0][name] != settings_[1][name]
+    ]
 
 
 def differing(group: str, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -682,13 +703,15 @@ def differing(group: str, before: dict[str, Any], after: dict[str, Any]) -> list
     return [
         f"{group} differs: {name.replace('_', ' ')} was {brief(before.get(name))}, is {brief(after.get(name))}"
         for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name) and (group != "server" or (name in before and name in after))
+        if before.get(name) != after.get(name)
     ]
 
 
-def brief(value: object) -> str:
+def brief(value: object, width: int = 60) -> str:
     """A setting as a few words."""
-    return one_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 60)
+    if value is None:
+        return "not set"
+    return one_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), width)
 
 
 def verdict(told: Comparison) -> str:
@@ -697,14 +720,12 @@ def verdict(told: Comparison) -> str:
     if told.shown:
         return f"{told.name} is {'worse' if found.mean < 0 else 'better'} than A."
     says = "No difference is shown, which does not mean that there is none"
+    if found.detectable is None:
+        return f"{says}: so few problems cannot show one."
     if found.p < 1 - CONFIDENCE <= told.p_adjusted and not found.low <= 0 <= found.high:
         return f"{says}: taken by itself the comparison shows one, among so many it is not beyond doubt."
     if not found.low <= 0 <= found.high or told.p_adjusted < 1 - CONFIDENCE:
         return f"{says}: this is a borderline case, in which interval and test do not agree."
-    if found.detectable is None and len(told.pairs) >= FEWEST and found.low < found.mean:
-        return f"{says}: what this comparison could have found cannot be told from runs that do not differ at all."
-    if found.detectable is None:
-        return f"{says}: so few problems cannot show one."
     twice = found.detectable_twice
     more = f"; with twice the samples, one of {points(twice, sign=False)}" if twice and twice < found.detectable else ""
     least = points(found.detectable, sign=False)
@@ -823,7 +844,7 @@ def one_line(text: object, width: int = 160) -> str:
 
 def label(run: Run) -> str:
     """What a person calls a run: its file, and its model."""
-    return run.path.stem + (f" ({one_line(run.model, 60)})" if run.model else "")
+    return one_line(run.path.stem, 60) + (f" ({one_line(run.model, 60)})" if run.model else "")
 
 
 def p_values(told: Comparison) -> str:
@@ -1046,7 +1067,7 @@ def chart(name: str, title: str, description: str, height: float, *content: Cont
         viewBox=f"0 0 {WIDTH} {height:g}",
         role="group" if name == "timeline" else "img",  # whose bars are links
         aria_labelledby=f"{name}-title {name}-desc",
-        class_="chart",
+        class_=f"chart {name.partition('-')[0]}",
     )
     return el("div", drawn, class_="wide")
 
@@ -1270,7 +1291,7 @@ def timeline(run: Run) -> Html | None:
 # ---- compressed texts -----------------------------------------------------------------------------------
 
 # Several texts are compressed as one, samples of a problem side by side: bzip2 sorts up to 900,000 bytes at a time.
-# What a browser can unpack by itself, deflate, looks back over 32 KB only and makes a third more of real responses.
+# What a browser can unpack by itself, deflate, looks back over 32 KB only and makes up to a quarter more of them.
 BLOCK = 880_000
 
 
@@ -1327,6 +1348,7 @@ a { color: var(--link); } p { margin: .4rem 0; } .faint, dt, .hint { color: var(
 .chart { width: 100%; min-width: 42rem; height: auto; display: block; }
 .chart text { fill: var(--ink); font-size: 12px; } .chart text.faint { fill: var(--faint); }
 .chart text.strong { font-size: 15px; font-weight: 600; } section { scroll-margin-top: 7rem; }
+h1, h2, h3, summary { overflow-wrap: anywhere; } .chart.intervals, .chart.difference { min-width: 28rem; }
 td, dd, pre, .badge, summary span { unicode-bidi: isolate; } td.n { text-align: right; padding-right: 1.2rem; }
 input::placeholder { color: var(--faint); opacity: 1; }
 button.none b { opacity: .5; }
@@ -1563,7 +1585,7 @@ async function searchTexts() {
 
 function textsOf(row) {
   try {
-    return details(row).flatMap((told) => told.texts).filter(([title]) => !title.endsWith("prompt")).map((t) => t[1]);
+    return details(row).flatMap((told) => told.texts).filter((text) => text[3]).map((text) => text[1]);
   } catch { return []; } // the file is damaged, which opening the task says
 }
 
@@ -1579,7 +1601,7 @@ function column(told) {
   element.append(list);
   for (const [title, text, open] of told.texts) {
     const part = make("details");
-    part.open = open;
+    part.open = open !== "";
     part.append(make("summary", title), make("pre", text));
     element.append(part);
   }
@@ -1761,13 +1783,13 @@ def told_sample(run: Run, sample: Sample, title: str = "") -> dict[str, Any]:
     }
     system, template = run.prompt.get("system"), str(run.prompt.get("template") or "{question}")
     texts = [
-        ("response", sample.content, True),
-        ("reasoning", sample.reasoning, False),
-        ("what had arrived before a failure", sample.partial, False),
-        ("system prompt", str(system or ""), False),
-        ("prompt", template.replace("{question}", sample.question), False),
-        ("what the judge was asked", str(grade.get("prompt") or ""), False),
-        ("what the grader replied", str(grade.get("reply") or ""), False),
+        ("response", sample.content, "open", "searched"),
+        ("reasoning", sample.reasoning, "", "searched"),
+        ("what had arrived before a failure", sample.partial, "", "searched"),
+        ("system prompt", str(system or ""), "", ""),
+        ("prompt", template.replace("{question}", sample.question), "", ""),
+        ("what the judge was asked", str(grade.get("prompt") or ""), "", ""),
+        ("what the grader replied", str(grade.get("reply") or ""), "", "searched"),
     ]
     shown = [[name, printable(str(value))] for name, value in known.items() if value]
     return {"title": title, "facts": shown, "texts": [text for text in texts if text[1]]}
@@ -1825,16 +1847,16 @@ def headline(run: Run) -> Html:
         said += [el("div", percent(summary["accuracy"]), el("small", of, class_="faint"), class_="headline")]
         said += [interval_chart(summary), el("p", interval_words(summary), class_="faint")]
     if summary["scored"] < summary["tasks"]:
-        missing = f"{summary['tasks'] - summary['scored']} tasks have no verdict yet. Once all have one, the accuracy "
-        said.append(el("p", missing, f"will be between {span(*summary['range'])}.", class_="warning"))
+        missing = f"Without a verdict: {summary['tasks'] - summary['scored']} tasks. Once all have one, the accuracy "
+        said.append(
+            el("p", missing, f"will be between {' and '.join(map(percent, summary['range']))}.", class_="warning")
+        )
         why = Counter(
             one_line(s.error or s.grade.get("explanation") or "") for s in run.samples if s.status in UNSCORED
         )
         said += [el("p", f"{times} × {reason}", class_="warning") for reason, times in why.most_common(5) if reason]
     if run.unsaved:
-        more = (
-            f"{run.unsaved} more tasks are finished, but so far only in the journal: the run adds them when it saves "
-        )
+        more = f"Finished, but so far only in the journal: {run.unsaved} more tasks. The run adds them when it saves "
         said.append(el("p", more, "its state, or when it is continued.", class_="warning"))
     counts = [badge(status, f"{number_} {words(status)}") for status, number_ in summary["counts"].items()]
     said.append(el("p", *joined(counts, "  "), class_="printed"))
@@ -1976,8 +1998,8 @@ def settings(run: Run) -> list[Content]:
     known: list[tuple[str, Content]] = [
         ("run", run.id),
         ("file", str(run.path)),
-        ("begun", at_text(moment(run.created))),
-        ("saved", at_text(moment(run.updated))),
+        ("begun", at_text(as_time(run.created))),
+        ("saved", at_text(as_time(run.updated))),
         ("made by", run.tool),
         ("model", run.model or "as served"),
         ("dataset", f"{run.dataset.get('name')}, from {run.dataset.get('source')}"),
@@ -2077,9 +2099,11 @@ def letters(runs: Sequence[Run]) -> list[str]:
 
 
 def names() -> Iterator[str]:
-    """B, C, ..., Z, AB, AC, ... of the runs that are compared with A."""
-    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    return ("".join(pair) for pair in itertools.product(["", *letters], letters) if pair != ("", "A"))
+    """B, C, ..., Z, AA, AB, ... of the runs that are compared with A."""
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    singles = iter(alphabet[1:])
+    longer = itertools.chain.from_iterable(itertools.product(alphabet, repeat=n) for n in itertools.count(2))
+    return itertools.chain(singles, map("".join, longer))
 
 
 def difference_section(told: Comparison) -> Html:
@@ -2116,7 +2140,7 @@ def change_row(told: Comparison, pair: Pair) -> list[Content]:
         told.before.by_problem[pair.problem][0].expected,
         f"{percent(float(pair.before))}: {answers_text(told.before, pair.problem)}",
         f"{percent(float(pair.after))}: {answers_text(told.after, pair.problem)}",
-        points(float(pair.after - pair.before)),
+        Amount(points(float(pair.after - pair.before))),
         flipped,
     ]
 
@@ -2377,8 +2401,9 @@ def comparison_text(told: Comparison) -> str:
     if found.detectable is not None:
         lines += [f"{'detectable':<11} about {points(found.detectable, sign=False)} with a power of 80 %"]
     lines += [f"{'verdict':<11} {verdict(told)}"]
-    others = f", {len(told.changed) - len(told.flipped)} more have another score" if told.changed else ""
-    lines += [f"{'flipped':<11} {len(told.flipped) or 'none'} of {len(told.pairs)} problems{others}"]
+    others = len(told.changed) - len(told.flipped)
+    others_too = f", {others}{' more' * bool(told.flipped)} with another score" if others else ""
+    lines += [f"{'flipped':<11} {len(told.flipped) or 'none'} of {len(told.pairs)} problems{others_too}"]
     lines += [flip_text(told, pair) for pair in told.flipped[:FLIPS_TOLD]]
     if len(told.flipped) > FLIPS_TOLD:
         lines += [
@@ -2537,6 +2562,14 @@ def reference(text: str) -> Fraction:
     return value
 
 
+def margin(text: str) -> Fraction:
+    """A number of points of accuracy, as a proportion."""
+    value = percentage(text)
+    if 0 < value < Fraction(1, 1000):
+        raise argparse.ArgumentTypeError(f"{text!r} is a share or very little: write points, such as 3")
+    return value
+
+
 def relative(text: str) -> Fraction:
     """A share of something, which has to be written with its percent sign."""
     if not text.strip().endswith("%"):
@@ -2574,7 +2607,7 @@ def build_parser(comparing: bool = False) -> Parser:
     add("--rows", choices=rows, default="run", help="what a row of the table is (default: run)")
     if comparing:
         worse = "exit with status 4 when a run is worse than A by more than so many points, beyond doubt"
-        add("--threshold", type=percentage, metavar="POINTS", help=worse)
+        add("--threshold", type=margin, metavar="POINTS", help=worse)
         add("--reference", type=reference, metavar="PERCENT", help="hold each run against a published accuracy")
         add(
             "--tolerance",
@@ -2598,7 +2631,7 @@ def show(args: argparse.Namespace) -> int:
         raise UsageError("a page shows one run: name one state, or --csv, --markdown or compare for several")
     check_form(args)
     if tabular or len(args.states) > 1:
-        runs = sorted(map(read_run, args.states), key=lambda run: moment(run.created) or 0, reverse=True)
+        runs = sorted(map(read_run, args.states), key=lambda run: as_time(run.created) or 0, reverse=True)
         makers: dict[str, Callable[[Run], list[dict[str, Any]]]] = {
             "run": lambda run: [run_record(run)],
             "problem": problem_records,
@@ -2614,7 +2647,7 @@ def show(args: argparse.Namespace) -> int:
         watch(state, output, args.watch)
     else:
         report(state, output)
-        print(output)
+        print(one_line(output, 1000))
     return 0
 
 
@@ -2625,7 +2658,7 @@ def emit(
     text = as_csv(records) if args.csv else as_markdown(*people) if args.markdown else as_text(*people)
     write(args.output, [text])
     if args.output:
-        print(args.output)
+        print(one_line(args.output, 1000))
 
 
 def compare_runs(args: argparse.Namespace) -> int:
@@ -2647,7 +2680,7 @@ def compare_runs(args: argparse.Namespace) -> int:
             print(f"{'reference':<11} {label(entry.run)}: {claim_text(entry)}\n")
         print(as_text(*run_rows(runs)), end="")
         if args.output:
-            print(args.output)
+            print(one_line(args.output, 1000))
     return guard(args, comparisons, claims)
 
 
@@ -2668,7 +2701,7 @@ def comparison_table(
 def check_form(args: argparse.Namespace) -> None:
     """Check that the form of the output and the names fit each other; raises UsageError."""
     tabular = args.csv or args.markdown
-    if args.rows != "run" and not tabular and (args.output or len(args.states) == 1):
+    if args.rows != "run" and not tabular and (args.output or len(args.states) == 1 or "threshold" in args):
         raise UsageError("--rows is for a table: add --csv or --markdown")
     for path in args.states:
         if not path.name:
@@ -2693,7 +2726,8 @@ def check_comparison(args: argparse.Namespace) -> None:
 
 def compare_all(runs: Sequence[Run]) -> list[Comparison]:
     """Each run against the first, with p-values adjusted for their number."""
-    comparisons = [compare(runs[0], run, name) for run, name in zip(runs[1:], names(), strict=False)]
+    others = runs[1:]
+    comparisons = [compare(runs[0], run, name, len(others)) for run, name in zip(others, names(), strict=False)]
     adjusted = holm([told.difference.p for told in comparisons])
     return [replace(told, p_adjusted=p) for told, p in zip(comparisons, adjusted, strict=True)]
 
@@ -2733,7 +2767,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except ReportError as error:
-        print(f"llama-eval-report: error: {error}", file=sys.stderr)
+        print(f"llama-eval-report: error: {one_line(error, 1000)}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what it still holds would fail once more

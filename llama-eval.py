@@ -3728,6 +3728,17 @@ REPORTER = HERE / "llama-eval-report.py"
 REPORT_SECONDS = 600.0  # that it may take to write the page
 
 
+def check_page(args: argparse.Namespace, state: Path) -> None:
+    """Raise UsageError when --report would write over something that is no report."""
+    if args.report is None:
+        return
+    page = args.report if args.report.name else state.with_suffix(".html")
+    if os.path.realpath(page) == os.path.realpath(state):
+        raise UsageError(f"--report {page} is the state of the run itself: name another file")
+    if page.is_file() and b"llama-eval-report" not in page.read_bytes()[:2000]:
+        raise UsageError(f"{page} exists and is not a report: name another file with --report")
+
+
 def report_row(args: argparse.Namespace, state: Path, end: BaseException | None) -> dict[str, str]:
     """Have the page of the run in the file at `state` written if one is asked for; returns the row that says so.
 
@@ -3866,6 +3877,7 @@ def evaluate(args: argparse.Namespace, argv: list[str]) -> int:
     state = plan(args, dataset, grader)
     output = args.output or Path(f"{dataset.name}-{state.id}.json")
     check_output(output, args.resume, args.overwrite)
+    check_page(args, output)
     with StateFile(output, args.dump_interval) as file:
         check_output(output, args.resume, args.overwrite)  # another process may have just made it
         if args.resume:
@@ -3895,6 +3907,7 @@ def regrade(args: argparse.Namespace, argv: list[str]) -> int:
     before = load_state(args.regrade, announce)
     grader = make_grader(args, before.prompt.answer_format)
     check_output(work, args.resume, args.overwrite or in_place)
+    check_page(args, output)
     with contextlib.ExitStack() as held:
         if in_place:
             original = held.enter_context(StateFile(target, args.dump_interval))
@@ -3934,6 +3947,7 @@ def regrading(before: EvalState, begun: EvalState | None, grader: Grader) -> Eva
 def merge(args: argparse.Namespace) -> int:
     """Join the parts of one run that were evaluated apart, into --output; returns the exit status."""
     started = time.monotonic()
+    check_page(args, args.output)
     whole, *others = (load_state(path, announce) for path in args.merge)
     for path, part in zip(args.merge[1:], others, strict=True):
         check_settings(whole, part, f"{path} is no part of the same run as {args.merge[0]}", "regrade one of them")

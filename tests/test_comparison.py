@@ -232,7 +232,7 @@ def test_a_difference_lies_in_its_interval(pairs, k):
 def test_a_run_does_not_differ_from_itself(n, k):
     found = report.difference([Pair(str(at), Fraction(at % 2), Fraction(at % 2)) for at in range(n)], k)
     assert (found.mean, found.p, shown(found)) == (0, 1, False)
-    assert (found.detectable is None) == (n < 6 or k > 1), "what would vary is known for single samples only"
+    assert (found.detectable is None) == (n < 6)
 
 
 @pytest.mark.parametrize(("n", "told"), [(1, False), (2, False), (5, False), (6, True)])
@@ -293,27 +293,22 @@ def test_no_more_than_one_comparison_in_twenty_of_a_model_with_itself_raises_an_
     assert alarms["threshold"] / runs < limit
 
 
+@pytest.mark.parametrize("seen", [0, 0.1])
 @pytest.mark.parametrize("k", [1, 4, 8])
-def test_a_difference_of_the_size_that_is_called_detectable_is_found_in_four_of_five_cases(k):
-    """30 problems of all difficulties: what a comparison says of itself is tried out on the same problems."""
+def test_a_difference_of_the_size_that_is_called_detectable_is_found_as_often_as_the_document_says(k, seen):
+    """30 problems of all difficulties: what comparisons say of themselves is tried out on the same problems."""
     chance, runs = np.random.default_rng(k), 1000
     chances = np.linspace(0.35, 0.95, 30)
-    sizes = [report.difference(drawn_pairs(chance, chances, 0.1, k), k).detectable for _ in range(200)]
+    sizes = [report.difference(drawn_pairs(chance, chances, seen, k), k).detectable for _ in range(200)]
     drop = float(np.mean(sizes))
     found = [report.difference(drawn_pairs(chance, chances, drop, k), k) for _ in range(runs)]
-    assert 0.7 < sum(shown(each) and each.mean < 0 for each in found) / runs < 0.9
+    assert 0.65 < sum(shown(each) and each.mean < 0 for each in found) / runs < 0.97
 
 
-@pytest.mark.parametrize(("n", "differing", "shift"), [(6, 0.9, 0.8), (12, 0.5, 0.3), (9, 1.0, 1.0), (10, 0.4, 0.0)])
-def test_the_power_of_mcnemars_test_is_the_share_of_outcomes_that_it_finds(n, differing, shift):
-    """All ways in which problems can be lost, gained or stay the same, weighed by how likely they are."""
-    lost, gained = (differing + shift) / 2, (differing - shift) / 2
-    power = 0.0
-    for down in range(n + 1):
-        for up in range(n + 1 - down):
-            found = down > up and stats.binomtest(up, up + down).pvalue < 0.05
-            power += found * stats.multinomial.pmf([down, up, n - down - up], n, [lost, gained, 1 - differing])
-    assert report.mcnemar_power(n, differing, shift) == pytest.approx(power, abs=1e-9)
+def test_among_several_comparisons_a_difference_has_to_be_larger_to_be_detected():
+    pairs = drawn_pairs(np.random.default_rng(1), np.linspace(0.35, 0.95, 30), 0.1, 8)
+    sizes = [report.difference(pairs, 8, among).detectable for among in (1, 2, 5)]
+    assert sizes == sorted(set(sizes))
 
 
 @pytest.mark.parametrize(("k", "twice"), [(4, 8), (8, 16)])
@@ -520,7 +515,7 @@ def test_the_problems_that_flipped_are_named_with_what_was_answered(tmp_path):
     save(tmp_path / "a.json", [4, 3, 1, 0, 4, 2])
     save(tmp_path / "b.json", [1, 3, 4, 0, 3, 4])
     done = compare("a.json", "b.json", cwd=tmp_path)
-    assert row(done.stdout, "flipped") == "2 of 6 problems, 2 more have another score"
+    assert row(done.stdout, "flipped") == "2 of 6 problems, 2 more with another score"
     assert "lost   P-0: expected 0; 0 x 4 -> 900 x 3, 0\n" in done.stdout
     assert "gained P-2: expected 2; 902 x 3, 2 -> 2 x 4\n" in done.stdout
 
@@ -543,8 +538,8 @@ def test_runs_without_a_problem_in_common_that_has_verdicts_are_not_compared(tmp
     [
         ({"dataset": {"name": "d", "source": "d.jsonl", "sha256": "1" * 64}}, "the rows of the dataset differ"),
         ({"prompt": llama_eval.Prompt("boxed", "{question}")}, "prompt differs: answer format was json, is boxed"),
-        ({"prompt": llama_eval.Prompt("json", "{question}", "Hm.")}, "prompt differs: system was null, is Hm."),
-        ({"sampling": llama_eval.Sampling(temperature=1.0)}, "sampling differs: temperature was null, is 1.0"),
+        ({"prompt": llama_eval.Prompt("json", "{question}", "Hm.")}, "prompt differs: system was not set, is Hm."),
+        ({"sampling": llama_eval.Sampling(temperature=1.0)}, "sampling differs: temperature was not set, is 1.0"),
         ({"grader": {"name": "llm"}}, "grader differs: name was regex, is llm"),
         ({"k": 8}, "A has 4 samples of a problem, B 8"),
         ({"correct": [2] * 5}, "1 problems of A are not in the other run: left out"),

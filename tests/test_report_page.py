@@ -431,7 +431,7 @@ def test_every_task_of_a_real_run_is_shown_as_it_is_in_the_state(browser, run_pa
     assert len(told) == len(state["tasks"]) == 120
     for task in state["tasks"]:
         given, (column,) = state["task_states"][task["id"]], told[task["id"]]
-        facts, texts = dict(column["facts"]), {title: text for title, text, _ in column["texts"]}
+        facts, texts = dict(column["facts"]), {title: text for title, text, *_ in column["texts"]}
         assert texts["response"] == given["response"]["content"]
         assert texts["prompt"] == state["prompt"]["template"].replace("{question}", task["question"])
         assert (facts["expected"], facts["answer"]) == (task["expected"], given["grade"]["answer"])
