@@ -2530,6 +2530,16 @@ def stamp_of(path: Path) -> tuple[int, ...]:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
+def emit(
+    args: argparse.Namespace, records: Sequence[dict[str, Any]], people: tuple[list[str], list[list[str]]]
+) -> None:
+    """Write a table in the form that is asked for."""
+    text = as_csv(records) if args.csv else as_markdown(*people) if args.markdown else as_text(*people)
+    write(args.output, [text])
+    if args.output:
+        print(one_line(args.output, 1000))
+
+
 # ---- command line ---------------------------------------------------------------------------------------
 
 
@@ -2649,16 +2659,6 @@ def show(args: argparse.Namespace) -> int:
         report(state, output)
         print(one_line(output, 1000))
     return 0
-
-
-def emit(
-    args: argparse.Namespace, records: Sequence[dict[str, Any]], people: tuple[list[str], list[list[str]]]
-) -> None:
-    """Write a table in the form that is asked for."""
-    text = as_csv(records) if args.csv else as_markdown(*people) if args.markdown else as_text(*people)
-    write(args.output, [text])
-    if args.output:
-        print(one_line(args.output, 1000))
 
 
 def compare_runs(args: argparse.Namespace) -> int:
