@@ -386,6 +386,41 @@ def test_two_real_runs_are_compared(simulated):
     assert not list(simulated.glob("*.html"))
 
 
+def server(**params):
+    """What a llama-server with these defaults says of itself."""
+    defaults = {"n_ctx": 4096, "params": {"temperature": 0.800000011920929, "seed": 1, **params}}
+    props = {"build_info": f"b{len(params)}", "chat_template": "{{ m }}", "default_generation_settings": defaults}
+    return llama_eval.Endpoint("http://127.0.0.1:1", 1, props=props)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "warned"),
+    [
+        (server(), server(), []),
+        (server(), server(temperature=0.8, seed=2), []),
+        (server(), server(temperature=0.6), ["server differs: default temperature was 0.8, is 0.6"]),
+        (server(mirostat=0), server(mirostat=2), ["server differs: default mirostat was 0, is 2"]),
+        (
+            server(),
+            llama_eval.Endpoint("http://127.0.0.1:1", 1),
+            ["what one of the servers does by default is not known"],
+        ),
+    ],
+)
+def test_servers_that_do_other_things_by_default_are_warned_of(tmp_path, before, after, warned):
+    save(tmp_path / "a.json", [4, 2, 1], endpoints=[before])
+    save(tmp_path / "b.json", [4, 2, 1], endpoints=[after])
+    told = [line for line in compare("a.json", "b.json", cwd=tmp_path).stdout.splitlines() if "WARNING" in line]
+    assert [line.split(": ", 1)[1].split(":" if "not known" in line else "\n")[0] for line in told] == warned
+
+
+def test_what_a_run_asks_for_itself_is_not_left_to_the_server(tmp_path):
+    sampling = llama_eval.Sampling(temperature=0.6, extra_body={"mirostat": 0})
+    for name, endpoint in (("a", server()), ("b", server(temperature=1.5, mirostat=2))):
+        save(tmp_path / f"{name}.json", [4, 2, 1], endpoints=[endpoint], sampling=sampling)
+    assert "WARNING" not in compare("a.json", "b.json", cwd=tmp_path).stdout
+
+
 def test_the_figures_of_a_comparison_are_those_of_the_states(simulated):
     states = [json.loads((simulated / name).read_text("utf-8")) for name in ("full.json", "q4.json")]
     before, after = ({entry["problem"]: entry["score"] for entry in state["problems"]} for state in states)

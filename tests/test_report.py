@@ -463,6 +463,12 @@ def test_csv_has_the_values_of_the_state(three):
         assert same(row["error"], told["error"])
 
 
+def test_a_dash_is_stdout_for_a_table_and_no_place_for_a_page(three):
+    assert run_report("a.json", "--csv", "-o", "-", cwd=three).stdout == run_report("a.json", "--csv", cwd=three).stdout
+    assert run_report("a.json", "-o", "-", cwd=three).returncode == 2
+    assert not (three / "-").exists()
+
+
 def test_runs_of_different_versions_are_one_table(three):
     """A later version may send a sampling option more."""
     data = json.loads((three / "a.json").read_text("utf-8"))
