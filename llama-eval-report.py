@@ -687,14 +687,14 @@ def served(run: Run) -> dict[str, str]:
 
 def served_otherwise(before: Run, after: Run) -> list[str]:
     """How the settings of two runs' servers differ, a sentence each; not their builds, which may be the point."""
-    settings_ = [served(run) for run in (before, after)]
-    if bool(settings_[0]) != bool(settings_[1]):
+    servers = [served(run) for run in (before, after)]
+    if bool(servers[0]) != bool(servers[1]):
         return ["what one of the servers does by default is not known: it has no /props"]
-    shared = sorted((settings_[0].keys() & settings_[1].keys()) - {"build"})
+    shared = sorted((servers[0].keys() & servers[1].keys()) - {"build"})
     return [
-        f"server differs: {name} was {settings_[0][name]}, is {settings_[1][name]}"
+        f"server differs: {name} was {servers[0][name]}, is {servers[1][name]}"
         for name in shared
-        if settings_[0][name] != settings_[1][name]
+        if servers[0][name] != servers[1][name]
     ]
 
 
@@ -1257,8 +1257,8 @@ def timeline(run: Run) -> Html | None:
     stops = pauses(timed)
     begin = min(sample.started or 0 for sample in timed)
 
-    def worked(time_: float) -> float:
-        return time_ - begin - sum(min(time_, end) - start for start, end in stops if start < time_)
+    def worked(moment: float) -> float:
+        return moment - begin - sum(min(moment, end) - start for start, end in stops if start < moment)
 
     total = max(1e-3, *(worked(sample.finished or 0) for sample in timed))
     left, right = 30, WIDTH - 20
@@ -1741,14 +1741,14 @@ def controls(statuses: dict[str, int], total: int) -> Html:
     buttons = [
         el(
             "button",
-            badge(status, f"{number_} {words(status)}"),
+            badge(status, f"{number} {words(status)}"),
             type="button",
             data_status=status,
             aria_pressed="false",
-            class_=None if number_ else "none",
+            class_=None if number else "none",
         )
-        for status, number_ in statuses.items()
-        if number_ or status != "pending"
+        for status, number in statuses.items()
+        if number or status != "pending"
     ]
     search = el(
         "input",
@@ -1858,7 +1858,7 @@ def headline(run: Run) -> Html:
     if run.unsaved:
         more = f"Finished, but so far only in the journal: {run.unsaved} more tasks. The run adds them when it saves "
         said.append(el("p", more, "its state, or when it is continued.", class_="warning"))
-    counts = [badge(status, f"{number_} {words(status)}") for status, number_ in summary["counts"].items()]
+    counts = [badge(status, f"{number} {words(status)}") for status, number in summary["counts"].items()]
     said.append(el("p", *joined(counts, "  "), class_="printed"))
     if summary["k"] > 1 and summary["avg_at_k"] is not None:
         said.append(el("p", samples_text(summary)))
@@ -2087,7 +2087,7 @@ def runs_table(runs: Sequence[Run]) -> Html:
     for name in ("tokens", "seconds"):
         spent = [by_status(run, name) for run in runs]
         for status in SCORED:
-            if any(status in known_ for known_ in spent):
+            if any(status in spent_by for spent_by in spent):
                 lines[f"{name}, mean if {words(status)}"] = [amount(mean_of(k.get(status, ()))) for k in spent]
     marked = ([el("b", name) if len(set(values)) > 1 else name, *map(str, values)] for name, values in lines.items())
     return table(("", "A", *letters(runs)), marked)
@@ -2127,8 +2127,8 @@ def difference_section(told: Comparison) -> Html:
         title = f"Problems with another score ({len(told.changed)}), of which {len(told.flipped)} flipped"
         rows = (change_row(told, pair) for pair in told.changed)
         changes = [el("h3", title), table(("problem", "expected", "A", name, f"{name} − A", ""), rows)]
-    chart_ = difference_chart(found, name)
-    return section(heading, el("p", sentence, class_="verdict"), chart_, figures, *warned, *changes)
+    picture = difference_chart(found, name)
+    return section(heading, el("p", sentence, class_="verdict"), picture, figures, *warned, *changes)
 
 
 def change_row(told: Comparison, pair: Pair) -> list[Content]:
@@ -2188,8 +2188,8 @@ def side_by_side(runs: Sequence[Run], changed: set[str], shelf: Shelf) -> list[H
     rows = []
     tables = [{(sample.problem, sample.number): sample for sample in run.samples} for run in runs]
     for name in (name for name in runs[0].by_problem if name in changed):
-        for number_ in sorted({number_ for table_ in tables for problem, number_ in table_ if problem == name}):
-            found = [table_.get((name, number_)) for table_ in tables]
+        for number in sorted({number for samples in tables for problem, number in samples if problem == name}):
+            found = [samples.get((name, number)) for samples in tables]
             told = [told_sample(run, s, label(run)) for run, s in zip(runs, found, strict=True) if s]
             first = next(s for s in found if s)
             cells: list[Content] = [el("a", first.id, href=link_to(first.id)), first.expected]
@@ -2327,9 +2327,9 @@ def pair_records(told: Comparison) -> list[dict[str, Any]]:
 
 def as_csv(records: Sequence[dict[str, Any]]) -> str:
     """Records as CSV; a text that a spreadsheet would take for a formula is led by an apostrophe."""
-    names_, lines = columns(records), []
-    rows: list[Sequence[object]] = [names_]
-    rows += [[harmless(record.get(name)) for name in names_] for record in records]
+    titles, lines = columns(records), []
+    rows: list[Sequence[object]] = [titles]
+    rows += [[harmless(record.get(name)) for name in titles] for record in records]
     for row in rows:
         out = io.StringIO()
         csv.writer(out).writerow(row)  # which quotes line ends of any kind, as long as its own is \r\n
@@ -2380,8 +2380,8 @@ def formatted(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[s
             return f"{value:.3g}"
         return amount(value) if name in ("tokens", "seconds", "speed") else percent(value)
 
-    names_ = columns(records)
-    return names_, [[shown(name, record.get(name)) for name in names_] for record in records]
+    titles = columns(records)
+    return titles, [[shown(name, record.get(name)) for name in titles] for record in records]
 
 
 FLIPS_TOLD = 20  # in the terminal; the page and --rows problem have them all
@@ -2757,9 +2757,9 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding=stream.encoding if stream.isatty() else "utf-8", errors="replace")
-    for number_ in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number_) is not signal.SIG_IGN:  # as nohup has SIGHUP
-            signal.signal(number_, lambda number_, _: sys.exit(128 + number_))  # takes a half-written file away
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has SIGHUP
+            signal.signal(number, lambda number, _: sys.exit(128 + number))  # takes a half-written file away
     try:
         comparing = argv[:1] == ["compare"]
         args = build_parser(comparing).parse_args(argv[comparing:])

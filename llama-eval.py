@@ -2496,10 +2496,13 @@ def sample_scores(table: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def summarize(state: EvalState) -> dict[str, Any]:
-    """The numbers of a run, the same for console, file and report; proportions from 0 to 1."""
+def summarize(state: EvalState, table: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """The numbers of a run, the same for console, file and report; proportions from 0 to 1.
+
+    `table` are its `problem_scores`, for those who have them already.
+    """
     counts = Counter(state.task_states[task.id].status for task in state.tasks)
-    table = problem_scores(state)
+    table = problem_scores(state) if table is None else table
     tallies = [Tally(entry["correct"], entry["scored"]) for entry in table if entry["scored"]]
     scored = sum(tally.scored for tally in tallies)
     total, missing = len(state.tasks), len(state.tasks) - scored
@@ -2725,12 +2728,13 @@ def grade_from_json(data: dict[str, Any]) -> Grade:
 
 def state_to_json(state: EvalState, journal: str) -> Iterator[str]:
     """The lines of the state file: a header to read, then one line a task and one line a task state."""
+    table = problem_scores(state)
     header = {name: value for name, value in vars(state).items() if name not in ("tasks", "task_states")}
-    header = {"schema_version": SCHEMA_VERSION, "journal": journal, **header, "summary": summarize(state)}
+    header = {"schema_version": SCHEMA_VERSION, "journal": journal, **header, "summary": summarize(state, table)}
     header["review"] = review_list(state)
     yield json.dumps(header, default=vars, ensure_ascii=False, indent=1).removesuffix("\n}")
     yield ',\n "problems": [\n  '
-    yield ",\n  ".join(json.dumps(entry, ensure_ascii=False) for entry in problem_scores(state))
+    yield ",\n  ".join(json.dumps(entry, ensure_ascii=False) for entry in table)
     yield '\n ],\n "tasks": [\n  '
     yield ",\n  ".join(json.dumps(task, default=vars, ensure_ascii=False) for task in state.tasks)
     yield '\n ],\n "task_states": {\n  '
@@ -3732,11 +3736,23 @@ def check_page(args: argparse.Namespace, state: Path) -> None:
     """Raise UsageError when --report would write over something that is no report."""
     if args.report is None:
         return
-    page = args.report if args.report.name else state.with_suffix(".html")
+    page = page_of(args, state)
     if os.path.realpath(page) == os.path.realpath(state):
         raise UsageError(f"--report {page} is the state of the run itself: name another file")
-    if page.is_file() and b"llama-eval-report" not in page.read_bytes()[:2000]:
+    if not page.exists():
+        return
+    try:
+        with open(page, "rb") as file:
+            begun = file.read(2000)
+    except OSError as error:
+        raise UsageError(f"{page} cannot be replaced: {error.strerror}: name another file with --report") from None
+    if b"llama-eval-report" not in begun:
         raise UsageError(f"{page} exists and is not a report: name another file with --report")
+
+
+def page_of(args: argparse.Namespace, state: Path) -> Path:
+    """Where --report has the page of the run in the file at `state` written."""
+    return args.report if args.report.name else state.with_suffix(".html")
 
 
 def report_row(args: argparse.Namespace, state: Path, end: BaseException | None) -> dict[str, str]:
@@ -3746,7 +3762,7 @@ def report_row(args: argparse.Namespace, state: Path, end: BaseException | None)
     """
     if args.report is None or isinstance(end, Interrupted):
         return {}
-    page = args.report if args.report.name else state.with_suffix(".html")
+    page = page_of(args, state)
     command = [sys.executable, os.fspath(REPORTER), os.fspath(state.absolute()), "--output", os.fspath(page.absolute())]
     try:
         done = subprocess.run(

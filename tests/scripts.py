@@ -49,6 +49,28 @@ def run_eval(
     )
 
 
+def run_report(*args: object, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """`llama-eval-report.py` with `args` run to its end in the folder `cwd`; it never ends in a traceback."""
+    done = subprocess.run(
+        [sys.executable, str(REPORT), *map(str, args)],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The complaint of `llama-eval-report.py`, which says in one line why it does nothing."""
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1)
+    assert done.stderr.startswith("llama-eval-report: error: ")
+    return done.stderr
+
+
 def completion(content: str | None, **more: Any) -> dict[str, Any]:
     """The least that a chat completion can be."""
     return {"choices": [{"message": {"role": "assistant", "content": content}, "finish_reason": "stop"}], **more}

@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import math
-import os
 import random
 import re
 import subprocess
@@ -20,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from scripts import DEADLINE, EVAL, REPORT, load
+from scripts import DEADLINE, EVAL, REPORT, load, refused, run_report
 
 llama_eval = load(EVAL)
 report = load(REPORT)
@@ -28,27 +27,9 @@ report = load(REPORT)
 Pair = report.Pair
 
 
-def script(path, *args, cwd, env=None):
-    """A script run to its end; `env` is added to the environment."""
-    command = [sys.executable, str(path), *map(str, args)]
-    environment = {**os.environ, **(env or {})}
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, encoding="utf-8", timeout=DEADLINE, check=False
-    )
-
-
 def compare(*args, cwd):
-    """`llama-eval-report.py compare` run to its end; it never ends in a traceback."""
-    done = script(REPORT, "compare", *args, cwd=cwd)
-    assert "Traceback" not in done.stderr
-    return done
-
-
-def refused(done, code):
-    """The complaint of a command that says in one line why it does nothing."""
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1)
-    assert done.stderr.startswith("llama-eval-report: error: ")
-    return done.stderr
+    """`llama-eval-report.py compare` run to its end."""
+    return run_report("compare", *args, cwd=cwd)
 
 
 # ---- statistics -----------------------------------------------------------------------------------------
@@ -243,6 +224,9 @@ def test_with_fewer_than_six_problems_nothing_can_be_shown(n, told):
     assert (shown(found), found.detectable is not None) == (told, told)
     assert found.p == 2 / 2**n
     assert worse(pairs) == told
+
+
+# ---- what is shown, and what could be -----------------------------------------------------------------
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
@@ -568,6 +552,9 @@ def test_runs_without_a_problem_in_common_that_has_verdicts_are_not_compared(tmp
     assert "no problem has verdicts in both" in refused(compare("a.json", "b.json", cwd=tmp_path), 1)
 
 
+# ---- what makes runs less comparable ------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("change", "warning"),
     [
@@ -624,6 +611,9 @@ CLAIMS = [  # the run, the reference, the tolerance; whether it passes and what 
 ]
 
 
+# ---- references ---------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("case", CLAIMS)
 def test_a_run_is_held_against_a_reference(tmp_path, case):
     run, reference, tolerance, word, says, code = case
@@ -667,6 +657,9 @@ def test_an_accuracy_that_just_reaches_the_bar_passes(tmp_path, correct, of, ref
 def test_a_run_without_a_verdict_is_not_held_against_a_reference(tmp_path):
     save(tmp_path / "a.json", [[None, None]])
     assert "none of its tasks has a verdict" in refused(compare("a.json", "--reference", 90, cwd=tmp_path), 1)
+
+
+# ---- what is refused ----------------------------------------------------------------------------------
 
 
 def test_the_page_of_a_comparison_replaces_nothing_but_a_page(simulated, tmp_path):

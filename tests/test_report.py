@@ -19,26 +19,10 @@ import time
 
 import pytest
 
-from scripts import DEADLINE, EVAL, REPORT, load, right, run_eval
+from scripts import DEADLINE, EVAL, REPORT, load, refused, right, run_eval, run_report
 
 llama_eval = load(EVAL)
 report = load(REPORT)
-
-
-def run_report(*args, cwd, env=None):
-    """`llama-eval-report.py` run to its end; it never ends in a traceback."""
-    command = [sys.executable, str(REPORT), *map(str, args)]
-    environment = {**os.environ, **(env or {})}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, encoding="utf-8", timeout=DEADLINE)
-    assert "Traceback" not in done.stderr
-    return done
-
-
-def refused(done, code):
-    """The complaint of a command that says in one line why it does nothing."""
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1)
-    assert done.stderr.startswith("llama-eval-report: error: ")
-    return done.stderr
 
 
 def task(status="correct", answer="70", content="So it is 70.", start=0, endpoint="http://127.0.0.1:8080", **more):
