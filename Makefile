@@ -12,7 +12,7 @@ demo: $(VENV)/run-time
 	$(BIN)/python llama-eval.py --simulate 0.8 --dataset practice --threads 4 --report --output demo.json --overwrite
 
 test: $(VENV)/development
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/development
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+import warm
 from browser import MISSING, Browser, chromium, programs
 from scripts import SHARED, SIMULATOR, FakeServer, SocketServer
 
@@ -83,7 +84,7 @@ class Server:
 
     url: str
     banner: str
-    process: subprocess.Popen[str]
+    process: warm.Child | subprocess.Popen[str]
     log_file: Path
 
     def log(self) -> str:
@@ -107,11 +108,10 @@ StartSimulator = Callable[..., Server]
 
 def start(arguments: tuple[object, ...], environment: Mapping[str, str], folder: Path) -> Server:
     """Start the simulator on a free port and wait for its banner; fails with its stderr if there is none."""
-    command = [sys.executable, str(SIMULATOR), "--port", "0", *map(str, arguments)]
     log_file = folder / "stderr.log"
     with log_file.open("wb") as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=environment, text=True
+        process = warm.popen(
+            SIMULATOR, "--port", 0, *arguments, cwd=Path.cwd(), env=environment, stdout=subprocess.PIPE, stderr=log
         )
     server = Server("", "", process, log_file)
     deadline = threading.Timer(START_SECONDS, process.kill)
@@ -122,7 +122,7 @@ def start(arguments: tuple[object, ...], environment: Mapping[str, str], folder:
         if not line:
             deadline.cancel()
             server.stop()
-            pytest.fail(f"no banner from {command} within {START_SECONDS} s\n{server.banner}{server.log()}")
+            pytest.fail(f"no banner from {process.args} within {START_SECONDS} s\n{server.banner}{server.log()}")
         server.banner += line
     deadline.cancel()
     server.url = re.findall(r"http://\S+", server.banner)[0]

@@ -1,17 +1,17 @@
 """The scripts under test: loaded as modules for their pure rules, run as processes for their behaviour."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import IO, Any
+
+import warm
 
 REPO = Path(__file__).resolve().parent.parent
 SHARED = REPO.parent / "shared"
@@ -23,43 +23,19 @@ DEADLINE = 60.0
 
 def load(path: Path) -> Any:
     """The script at `path` as a module; its name has a dash, which `import` cannot say."""
-    name = path.stem.replace("-", "_")
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec
-        assert spec.loader
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+    return warm.module_of(str(path))
 
 
 def run_eval(
     *args: object, cwd: Path, env: dict[str, str] | None = None, timeout: float = DEADLINE
 ) -> subprocess.CompletedProcess[str]:
     """`llama-eval.py` with `args` run to its end in the folder `cwd`; `env` is added to the environment."""
-    command = [sys.executable, str(EVAL), *map(str, args)]
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=timeout,
-        check=False,
-    )
+    return warm.run(EVAL, *args, cwd=cwd, env={**os.environ, **(env or {})}, timeout=timeout)
 
 
 def run_report(*args: object, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """`llama-eval-report.py` with `args` run to its end in the folder `cwd`; it never ends in a traceback."""
-    done = subprocess.run(
-        [sys.executable, str(REPORT), *map(str, args)],
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=DEADLINE,
-        check=False,
-    )
+    done = warm.run(REPORT, *args, cwd=cwd, env={**os.environ, **(env or {})}, timeout=DEADLINE)
     assert "Traceback" not in done.stderr
     return done
 
