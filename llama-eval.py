@@ -21,9 +21,8 @@ Every finished task is printed as it completes and added to a journal; the whole
 1 could not run, 2 bad usage, 3 finished but some tasks have no verdict; 129, 130 and 143 stopped by SIGHUP, Ctrl-C
 and SIGTERM.
 
-Sections: prompts, vocabulary, errors, numbers and letters, objects and boxes, answers, graders, judge, command
-grader, datasets, replies, connections, endpoints, preflight, statistics, state on disk, journal, backlog, workers,
-processor, console, simulator, report, evaluation, options, command line.
+Sections: vocabulary, texts and errors, answers, datasets, client, graders, statistics, state, pool, console,
+siblings, runs, command line.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ import fcntl
 import functools
 import hashlib
 import heapq
-import http.client
 import io
 import json
 import math
@@ -61,99 +59,21 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from statistics import NormalDist
 from types import FrameType
-from typing import IO, Any, NamedTuple, NoReturn, TextIO, TypeVar
+from typing import IO, Any, ClassVar, NamedTuple, NoReturn, TextIO, TypeVar
 from urllib.parse import urlsplit
 
 try:
     import requests
     from requests.adapters import HTTPAdapter
-    from urllib3 import HTTPResponse, PoolManager
-    from urllib3.connection import HTTPConnection
     from urllib3.exceptions import HTTPError
-
-    if not hasattr(HTTPResponse, "read1"):
-        raise ImportError("urllib3 2.2 or later is needed")
-except ImportError as error:
-    sys.exit(f"llama-eval: error: {error}: pip install -r requirements.txt")
+except ImportError as error:  # --help does without
+    MISSING: str | None = str(error)
+else:
+    MISSING = None
 
 VERSION = "0.1.0"
 SCHEMA_VERSION = 1
 HERE = Path(__file__).resolve().parent
-
-# ---- prompts --------------------------------------------------------------------------------------------
-
-# One instruction, after the question: models follow what they read last. JSON is the default because a
-# program reads it without guessing; `schema` leaves room for the steps, which a model held to JSON from its first
-# token could not write otherwise; `boxed` is what most published AIME figures were measured with. No example can
-# be taken for an answer when a model copies it.
-INSTRUCTIONS = {
-    ("integer", "json"): (
-        "Think it through step by step. The answer is an integer N. Finish with a line that holds nothing but "
-        'this JSON object, with your answer in the place of N: {"answer": N}'
-    ),
-    ("integer", "schema"): (
-        'Reply with nothing but a JSON object like {"reasoning": "...", "answer": N}: '
-        "first think it through step by step, then give your answer, which is an integer, in the place of N."
-    ),
-    ("integer", "boxed"): (
-        "Think it through step by step. The answer is an integer. Finish with your answer in \\boxed{}."
-    ),
-    ("letter", "json"): (
-        "Think it through step by step. Exactly one option is right. Finish with a line that holds nothing but "
-        'this JSON object, with the letter of that option in the place of X: {"answer": "X"}'
-    ),
-    ("letter", "schema"): (
-        'Reply with nothing but a JSON object like {"reasoning": "...", "answer": "X"}: '
-        "first think it through step by step, then give the letter of the one right option in the place of X."
-    ),
-    ("letter", "boxed"): (
-        "Think it through step by step. Exactly one option is right. Finish with its letter in \\boxed{}."
-    ),
-}
-ANSWER_FORMATS = ("json", "schema", "boxed")
-
-# The judge is shown no expected answer, so that it can only read what the response says, not wish it right.
-JUDGE_PROMPT = """\
-Below are a question and a response to it. Which answer does the response give as its final one?
-
-<question>
-{question}
-</question>
-
-<response>
-{response}
-</response>
-
-Do not solve the question, and do not correct the response: report its answer even if you think that it is wrong. \
-Reply with nothing but this JSON object: {"answer": "..."}, with {kind} in the place of the dots. Where the \
-response gives no final answer, or leaves several to choose from, reply with {"answer": null}."""
-JUDGED_KINDS = {"integer": "that answer, an integer in digits,", "letter": "the letter of the option that it chooses"}
-JUDGED_LENGTH = 20_000  # characters, the last ones, that a judge is shown of a response: answers stand at the end
-
-
-def object_schema(**properties: dict[str, Any]) -> dict[str, Any]:
-    """The JSON schema of an object with just these properties, in this order."""
-    names = list(properties)
-    return {"type": "object", "properties": properties, "required": names, "additionalProperties": False}
-
-
-LETTERS = "ABCDEFGHIJ"  # of the options of a multiple choice
-ANSWER_SCHEMAS = {
-    "integer": object_schema(reasoning={"type": "string"}, answer={"type": "integer"}),
-    "letter": object_schema(reasoning={"type": "string"}, answer={"type": "string", "enum": list(LETTERS)}),
-}
-JUDGE_SCHEMA = object_schema(answer={"type": ["string", "null"]})
-
-
-def response_format(schema: dict[str, Any]) -> dict[str, Any]:
-    """The part of a request that has the server hold the response to a JSON schema."""
-    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
-
-
-def fill(template: str, **values: str) -> str:
-    """`template` with each {name} replaced; other braces, of which LaTeX and JSON are full, stay as they are."""
-    return re.sub(r"\{(" + "|".join(values) + r")\}", lambda name: values[name[1]], template)
-
 
 # ---- vocabulary -----------------------------------------------------------------------------------------
 
@@ -226,6 +146,62 @@ class Sampling:
     max_tokens: int | None = None
     seed: int | None = None
     extra_body: dict[str, Any] = field(default_factory=dict)
+
+
+DEFAULT_THREADS = 4
+STALL_SECONDS = 600.0  # a prompt takes its time on a CPU
+WHOLE_REPLY_SECONDS = 3600.0  # all of which is silence without streaming
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line: a field for each option, with its default.
+
+    Times are in seconds. Of `threads`, None is as many as the server has slots; `prompt_file` is the text in that file,
+    `report` an empty path for a name of its own.
+    """
+
+    endpoint: tuple[str, ...] = ()
+    threads: tuple[int | None, ...] = (DEFAULT_THREADS,)
+    model: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    simulate: float | None = None
+    dataset: str = "aime2025"
+    limit: int | None = None
+    shard: tuple[int, int] = (1, 1)
+    samples: int = 1
+    system_prompt: str | None = None
+    prompt_file: str | None = None
+    answer_format: str = "json"
+    grader: str = "regex"
+    judge_endpoint: str | None = None
+    judge_model: str | None = None
+    judge_api_key: str | None = field(default=None, repr=False)
+    grader_cmd: str | None = None
+    grader_threads: int = 4
+    grader_timeout: float = 300.0
+    grader_retries: int = 3
+    regrade: Path | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    output: Path | None = None
+    merge: tuple[Path, ...] = ()
+    report: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+    dump_interval: float = 10.0
+    stall_timeout: float | None = None
+    request_timeout: float = math.inf
+    max_retries: int = 6
+    give_up_after: float = 600.0
+    stream: bool = True
+    loop_stop: bool = True
+    verbose: bool = False
+    quiet: bool = False
+
+    @property
+    def silence(self) -> float:
+        """For how long a request may be silent: between two tokens, or without streaming until the whole reply."""
+        return self.stall_timeout or (STALL_SECONDS if self.stream else WHOLE_REPLY_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -327,7 +303,7 @@ class EvalState:
         return [t for t in self.tasks if self.task_states[t.id].status not in SCORED]
 
 
-# ---- errors ---------------------------------------------------------------------------------------------
+# ---- texts and errors -----------------------------------------------------------------------------------
 
 
 def one_line(text: object, width: int = 160) -> str:
@@ -362,6 +338,11 @@ def redact(value: Any, *secrets: str | None) -> Any:
 def encodable(text: str) -> str:
     """`text` with a question mark for each lone surrogate, which JSON can smuggle in but UTF-8 cannot hold."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def fill(template: str, **values: str) -> str:
+    """`template` with each {name} replaced; other braces, of which LaTeX and JSON are full, stay as they are."""
+    return re.sub(r"\{(" + "|".join(values) + r")\}", lambda name: values[name[1]], template)
 
 
 class EvalError(Exception):
@@ -407,17 +388,21 @@ class GraderError(EvalError):
 
 
 class RequestError(Exception):
-    """One request got no usable reply; `retryable` says whether the same request may succeed later.
+    """One request got no usable reply; `classify` says what to do about it.
 
-    `retry_after` are the seconds that the server asks to wait, `partial` is what had arrived of the response.
+    `status` is that of the reply, if there was one, `retry_after` are the seconds that the server asks to wait,
+    `partial` is the part of the response that had arrived.
     """
 
-    def __init__(self, message: str, retryable: bool, status: int | None = None) -> None:
+    def __init__(self, message: str = "", status: int | None = None) -> None:
         super().__init__(message)
-        self.retryable = retryable
         self.status = status
         self.retry_after = 0.0
         self.partial: Response | None = None
+
+
+class StaleError(RequestError):
+    """The server had closed the connection that a request was sent on."""
 
 
 class ContextOverflowError(RequestError):
@@ -436,11 +421,13 @@ class Interrupted(BaseException):
         self.signum = signum
 
 
-# ---- numbers and letters --------------------------------------------------------------------------------
+# ---- answers --------------------------------------------------------------------------------------------
 #
-# Pure text rules: which integer, or which option of a multiple choice, a text stands for. Every pattern here and
-# in the next section is written to run in linear time, because a response can be a megabyte of anything.
+# Pure text rules: which integer, or which option of a multiple choice, a text stands for; where a model's reasoning
+# ends, and which objects, boxes and announcements follow it. Every pattern is written to run in linear time, because a
+# response can be a megabyte of anything.
 
+LETTERS = "ABCDEFGHIJ"  # of the options of a multiple choice
 INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 FOREIGN_DIGIT = re.compile(r"[^\D0-9]")
 WIDE_BRACKETS = {0xFF08: "(", 0xFF09: ")"}
@@ -576,10 +563,6 @@ def parse_letter(text: str) -> str | None:
     return option["letter"]
 
 
-# ---- objects and boxes ----------------------------------------------------------------------------------
-#
-# Pure text rules again: where a model's reasoning ends, and what stands in the JSON objects and boxes after it.
-
 # The models' tags around their reasoning; one in backticks is only mentioned.
 THINKING = r"(?:(?:seed:)?think(?:ing)?|thought|reasoning)"
 # In one that closes, a group is matched. It looks back only at a bracket: ten times as fast as to do so everywhere.
@@ -696,8 +679,6 @@ def joined_by_or(text: str) -> bool:
     words = [word for word in re.findall(r"[^\W\d_]+", text) if word not in ("boxed", "fbox", "framebox", "text")]
     return 0 < len(words) <= MAX_HEDGE_WORDS and any(HEDGE.fullmatch(word) for word in words)
 
-
-# ---- answers --------------------------------------------------------------------------------------------
 
 MARKER = re.compile(
     r"""answer[*_"'”’\\]*\s*(?:(?:is|of|(?:must|should|would|has to) be)\b|[:=：|→➜]|[–—-]\s)|answer[*_]*[ \t]*\n"""
@@ -895,15 +876,23 @@ def last_letter(text: str) -> str | None:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of answer and the rules that are its own.
+    """A kind of answer: how it is asked for, and the rules that are its own.
 
-    `parse` gives the canonical form of a text that is one answer, `offered` the answers of one that offers several,
-    `last` what may be the answer at the end of a text; `marker` announces an answer, `value` is a line that can
-    hold one, and `read_marked` takes it from there.
+    `expected` gives the canonical form of a data set's answer, None for one of another kind; `parse` that of a text
+    which is one answer, `offered` the answers of one that offers several, `last` the one that may stand at the end of a
+    text; `marker` announces an answer, `value` is a line that can hold one, and `read_marked` takes it from there.
+    `instructions`, by answer format, come after the question: models follow what they read last, and no example in them
+    can be taken for an answer by a model that copies it. `judged` names the answer to a judge; one that is `numeric`
+    stands in a response in digits.
     """
 
     name: str
+    instructions: dict[str, str]
+    schema: dict[str, Any]
+    judged: str
+    numeric: bool
     last_method: str
+    expected: Callable[[str], str | None]
     parse: Callable[[str], str | None]
     offered: Callable[[str], set[str] | None]
     marker: re.Pattern[str]
@@ -912,17 +901,79 @@ class Kind:
     last: Callable[[str], str | None]
 
 
+def object_schema(**properties: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of an object with just these properties, in this order."""
+    names = list(properties)
+    return {"type": "object", "properties": properties, "required": names, "additionalProperties": False}
+
+
+def option_letter(text: str) -> str | None:
+    """A text that is the letter of an option and nothing else; None for another."""
+    return text if len(text) == 1 and text in LETTERS else None
+
+
+# JSON is the default because a program reads it without guessing; `schema` leaves room for the steps, which a model
+# held to JSON from its first token could not write otherwise; `boxed` is how most published AIME figures were measured.
+ANSWER_FORMATS = ("json", "schema", "boxed")
 INTEGERS = Kind(
-    "integer", "last number", parse_integer, offered_integers, MARKER, re.compile(r"\d"), marked_integer, last_number
+    name="integer",
+    instructions={
+        "json": (
+            "Think it through step by step. The answer is an integer N. Finish with a line that holds nothing but "
+            'this JSON object, with your answer in the place of N: {"answer": N}'
+        ),
+        "schema": (
+            'Reply with nothing but a JSON object like {"reasoning": "...", "answer": N}: '
+            "first think it through step by step, then give your answer, which is an integer, in the place of N."
+        ),
+        "boxed": "Think it through step by step. The answer is an integer. Finish with your answer in \\boxed{}.",
+    },
+    schema=object_schema(reasoning={"type": "string"}, answer={"type": "integer"}),
+    judged="that answer, an integer in digits,",
+    numeric=True,
+    last_method="last number",
+    expected=parse_integer,
+    parse=parse_integer,
+    offered=offered_integers,
+    marker=MARKER,
+    value=re.compile(r"\d"),
+    read_marked=marked_integer,
+    last=last_number,
 )
 OPTIONS = Kind(
-    "letter", "last letter", parse_letter, offered_letters, OPTION_MARKER, LONE_LETTER, marked_letter, last_letter
+    name="letter",
+    instructions={
+        "json": (
+            "Think it through step by step. Exactly one option is right. Finish with a line that holds nothing but "
+            'this JSON object, with the letter of that option in the place of X: {"answer": "X"}'
+        ),
+        "schema": (
+            'Reply with nothing but a JSON object like {"reasoning": "...", "answer": "X"}: '
+            "first think it through step by step, then give the letter of the one right option in the place of X."
+        ),
+        "boxed": "Think it through step by step. Exactly one option is right. Finish with its letter in \\boxed{}.",
+    },
+    schema=object_schema(reasoning={"type": "string"}, answer={"type": "string", "enum": list(LETTERS)}),
+    judged="the letter of the option that it chooses",
+    numeric=False,
+    last_method="last letter",
+    expected=option_letter,
+    parse=parse_letter,
+    offered=offered_letters,
+    marker=OPTION_MARKER,
+    value=LONE_LETTER,
+    read_marked=marked_letter,
+    last=last_letter,
 )
+KINDS = (INTEGERS, OPTIONS)
 
 
 def kind_of(expected: str) -> Kind:
-    """The kind of answer that an expected one is."""
-    return OPTIONS if expected.isalpha() else INTEGERS
+    """The kind of answer that an expected one is; raises StateError for none of them."""
+    for kind in KINDS:
+        if kind.expected(expected):
+            return kind
+    raise StateError(f"the expected answer {one_line(expected, 40)!r} is of no kind that this llama-eval knows")
 
 
 def find_answer(content: str, answer_format: str, finish_reason: str | None = "stop", kind: Kind = INTEGERS) -> Found:
@@ -945,358 +996,6 @@ def find_answer(content: str, answer_format: str, finish_reason: str | None = "s
         return marked
     last = kind.last(TAG.sub(" ", text[-MAX_ANSWER:])) if whole else None
     return Found(last, kind.last_method if last else "none" if whole else "cut", confident=False)
-
-
-# ---- graders --------------------------------------------------------------------------------------------
-
-
-class Grader(ABC):
-    """Turns a task and its response into a Grade; `threads` of them may ask it to at the same time.
-
-    `settings` is what determines its verdicts; it is kept with the run.
-    """
-
-    name: str
-    threads = 1
-    instant = False  # whether a run that is stopped can wait for it
-    settings: dict[str, Any]
-
-    @abstractmethod
-    def grade(self, task: Task, response: Response) -> Grade:
-        """The verdict on `response`; "ungraded" with the reason as `explanation` where the grader itself fails."""
-
-    def close(self) -> None:  # noqa: B027 - most have nothing to close
-        """End at once what the grader has running outside of this process."""
-
-
-class RegexGrader(Grader):
-    """Grades by the text rules above: the answer found must be the expected one."""
-
-    name = "regex"
-    instant = True
-
-    def __init__(self, answer_format: str) -> None:
-        self.answer_format = answer_format
-        self.settings = {"name": self.name}
-
-    def grade(self, task: Task, response: Response) -> Grade:
-        """Correct, incorrect, or truncated / no_answer where the response holds no answer."""
-        kind = kind_of(task.expected)
-        found = find_answer(response.content, self.answer_format, response.finish_reason, kind)
-        return grade_found(found, task, response, self.name)
-
-
-def grade_found(found: Found, task: Task, response: Response, grader: str) -> Grade:
-    """The Grade of what was found in a response: correct when it stands for the expected answer."""
-    answer = kind_of(task.expected).parse(found.answer) if found.answer is not None else None
-    if found.answer is None:
-        verdict = "truncated" if response.finish_reason in CUT_OFF else "no_answer"
-        found = replace(found, method="loop") if response.finish_reason == LOOP else found
-    else:
-        verdict = "correct" if answer == task.expected else "incorrect"
-    return Grade(
-        verdict=verdict,
-        answer=answer or found.answer,
-        method=found.method,
-        grader=grader,
-        confident=found.confident,
-        explanation=METHODS[found.method],
-        review=review_note(verdict, found, task, response),
-    )
-
-
-def review_note(verdict: str, found: Found, task: Task, response: Response) -> str | None:
-    """Why a person should look at a verdict, if there is a reason to."""
-    if verdict != "correct" and stands_in(task.expected, response.content):
-        return "the expected number stands in the response, but was not found to be its answer"
-    if verdict == "no_answer" or found.method == "loop":
-        return METHODS[found.method]
-    if found.answer is not None and kind_of(task.expected).parse(found.answer) is None:
-        return f"the answer that was found is no {kind_of(task.expected).name}"
-    return METHODS[found.method] if found.answer is not None and not found.confident else None
-
-
-def stands_in(number: str, content: str) -> bool:
-    """Whether an integer equal to `number` stands in the answering part of a response."""
-    numbers = NUMBER.findall(ascii_text(final_part(content) or ""))
-    return any("." not in written and canonical(written) == number for written in numbers)
-
-
-# ---- judge ----------------------------------------------------------------------------------------------
-
-UNSEEN = "the answer that the judge read does not stand in the response in digits"
-NO_ANSWER = frozenset({"", "null", "none", "no answer", "no final answer", "not given", "n/a"})
-Ask = Callable[[dict[str, Any], dict[str, Any]], Response]  # sends a request with a JSON schema; raises RequestError
-
-
-class JudgeGrader(Grader):
-    """Has a model read the answer out of each response, and compares what it read; it never sees what is expected."""
-
-    name = "llm"
-
-    def __init__(self, rule: RegexGrader, ask: Ask, model: str | None, threads: int) -> None:
-        self.rule = rule
-        self.ask = ask
-        self.threads = threads
-        self.settings = {"name": self.name, "judge_model": model, "judge_prompt": JUDGE_PROMPT}
-
-    def grade(self, task: Task, response: Response) -> Grade:
-        """The verdict on what the judge read; the grade by rule where there is nothing for it to read."""
-        return self.judged(task, response, self.rule.grade(task, response))
-
-    def judged(self, task: Task, response: Response, rule: Grade) -> Grade:
-        """The judge's Grade, with the one by `rule` beside it."""
-        text = answering_part(response)
-        if not text:
-            return rule
-        kind = kind_of(task.expected)
-        prompt = fill(JUDGE_PROMPT, question=task.question, response=text, kind=JUDGED_KINDS[kind.name])
-        try:
-            reply = self.ask(judge_request(prompt, self.settings["judge_model"]), JUDGE_SCHEMA)
-        except RequestError as error:
-            return ungraded(JudgeGrader.name, f"the judge gave no reply: {error}", prompt=prompt, rule=rule)
-        said: dict[str, Any] = {"prompt": prompt, "reply": reply.content, "rule": rule}
-        found = read_judgement(reply, kind)
-        if found is None:
-            reason = f"the judge's reply holds no answer to read: {one_line(reply.content)!r}"
-            return ungraded(JudgeGrader.name, reason, **said)
-        grade = replace(grade_found(found, task, response, JudgeGrader.name), **said)
-        if found.answer is None or kind is OPTIONS or stands_in(str(grade.answer), text):
-            return grade
-        return replace(grade, confident=False, review=UNSEEN)
-
-
-class CascadeGrader(JudgeGrader):
-    """Grades by rule, and asks the judge only about responses in which the rule found no confident answer."""
-
-    name = "cascade"
-
-    def grade(self, task: Task, response: Response) -> Grade:
-        """The grade by rule if that is sure of it, else the judge's."""
-        rule = self.rule.grade(task, response)
-        return rule if rule.confident else self.judged(task, response, rule)
-
-
-def ungraded(grader: str, reason: str, **more: Any) -> Grade:
-    """The Grade of a response on which the grader failed to give a verdict."""
-    return Grade("ungraded", None, "none", grader, confident=False, explanation=reason, **more)
-
-
-def answering_part(response: Response) -> str:
-    """What a judge is shown of a response: not its reasoning, and not the word at which it was cut off."""
-    text = (final_part(response.content) or "").strip()
-    if response.finish_reason in CUT_OFF:
-        text = text[: -len(text.split()[-1])].rstrip() if text else ""
-    return text if len(text) <= JUDGED_LENGTH else "[...] " + text[-JUDGED_LENGTH:]
-
-
-def judge_request(prompt: str, model: str | None) -> dict[str, Any]:
-    """The chat completion request that puts `prompt` to a judge."""
-    body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0}
-    return {**({"model": model} if model else {}), **body}
-
-
-def read_judgement(reply: Response, kind: Kind) -> Found | None:
-    """The answer in a judge's reply, {"answer": ...} or bare, or its word that there is none; else None."""
-    text = (final_part(reply.content) or "").strip()
-    given = json_answers(text)
-    answer = given[-1] if given else None if reply.finish_reason in CUT_OFF else text
-    if given and (
-        answer is None or (isinstance(answer, str) and answer.strip().lower().removesuffix(".") in NO_ANSWER)
-    ):
-        return Found(None, "judge found none")
-    if not isinstance(answer, str) or is_placeholder(answer):
-        return None
-    # Words are no answer: neither "unknown", nor "twelve", which would count as a wrong one.
-    readable = kind.parse(answer) is not None or (given and kind.value.search(answer))
-    return unless_hedged(answer, "judge", kind) if readable else None
-
-
-# ---- command grader -------------------------------------------------------------------------------------
-
-SCRIPT_NAME = re.compile(r"[^-{].*\.(?:py|sh|js|ts|rb|pl|lua|php|R)")
-DRAIN_SECONDS = 1.0  # in which a command that was killed has ended
-OUTPUT_LENGTH = 100_000  # bytes, the last ones, that are kept of what a command prints
-PYTHON_CRASH = "Traceback (most recent call last):"
-
-
-class CommandGrader(Grader):
-    """Has a command of the user's grade each response: it gets the task as JSON and answers by its exit status."""
-
-    name = "cli"
-
-    def __init__(
-        self, rule: RegexGrader, command: str, timeout: float, threads: int, secrets: tuple[str | None, ...] = ()
-    ) -> None:
-        self.rule = rule
-        self.secrets = secrets
-        self.words = parse_command(command)
-        self.timeout = timeout
-        self.threads = threads
-        self.settings = {"name": self.name, "command": redact(encodable(command), *secrets)}
-        self.lock = threading.Lock()
-        self.closed = False
-        self.running: set[subprocess.Popen[bytes]] = set()
-
-    def grade(self, task: Task, response: Response) -> Grade:
-        """Correct for exit status 0, incorrect for 1, ungraded for everything else."""
-        rule = self.rule.grade(task, response)
-        if response.finish_reason == "length" and response.completion_tokens == 0:
-            return rule  # the prompt did not fit the context: there is nothing to grade
-        given = (rule.answer or "")[:MAX_ANSWER]  # an argument can only be so long
-        words = [fill(word, answer=given, expected=task.expected) for word in self.words]
-        try:
-            status, output, errors = self._run(words, command_input(task, response, rule.answer))
-        except (OSError, ValueError) as error:  # ValueError: an answer with a null byte cannot be an argument
-            return ungraded(self.name, f"the command cannot be started: {one_line(error)}", rule=rule)
-        said = command_output(output)
-        failure = command_failure(status, said, errors, self.timeout)
-        reply = output[-MAX_ANSWER:] or None
-        if failure:
-            return ungraded(self.name, failure, reply=reply, rule=rule)
-        answer = said.get("answer", rule.answer)
-        return Grade(
-            verdict="incorrect" if status else "correct",
-            answer=answer if answer is None or isinstance(answer, str) else json.dumps(answer),
-            method="command",
-            grader=self.name,
-            explanation=one_line(said.get("explanation") or METHODS["command"], 500),
-            reply=reply,
-            rule=rule,
-        )
-
-    def _run(self, words: list[str], given: str) -> tuple[int | None, str, str]:
-        """The exit status, None for a time-out, and the ends of both outputs of one run of the command."""
-        with tempfile.TemporaryFile() as file:
-            file.write(given.encode())
-            file.seek(0)
-            process = self._start(words, file)
-        ends = [Tail(stream) for stream in (process.stdout, process.stderr) if stream]
-        status = None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            status = process.wait(self.timeout)
-        end_group(process)  # and with it what else holds the outputs open
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(DRAIN_SECONDS)
-        with self.lock:
-            self.running.discard(process)
-        output, errors = (redact(end.text(), *self.secrets) for end in ends)
-        return status, output, errors
-
-    def _start(self, words: list[str], given: IO[bytes]) -> subprocess.Popen[bytes]:
-        """The command, running in a process group of its own, so that what it starts can be ended with it."""
-        with self.lock:
-            if self.closed:
-                raise OSError("the run was stopped")
-            process = subprocess.Popen(
-                words, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-            )
-            self.running.add(process)
-        return process
-
-    def close(self) -> None:
-        """End the commands that are still running, and start no more."""
-        with self.lock:
-            self.closed = True
-            for process in self.running:
-                end_group(process)
-
-
-class Tail(threading.Thread):
-    """Reads what a process prints until that is closed, and keeps the end of it."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        super().__init__(daemon=True)  # something may have left the group and hold it open for good
-        self.stream = stream
-        self.kept = b""
-        self.start()
-
-    def run(self) -> None:
-        """Read to the end."""
-        with self.stream:
-            while chunk := os.read(self.stream.fileno(), OUTPUT_LENGTH):
-                self.kept = (self.kept + chunk)[-OUTPUT_LENGTH:]
-
-    def text(self) -> str:
-        """What was read, once all is or a moment has passed."""
-        self.join(DRAIN_SECONDS)
-        return self.kept.decode("utf-8", "replace")
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a command and what it has started, as far as that is still running."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def parse_command(command: str) -> list[str]:
-    """The words of a command line, split as a shell would; raises UsageError, or GraderError when it cannot run."""
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise UsageError(f"--grader-cmd cannot be split into words: {error}") from None
-    if not words:
-        raise UsageError("--grader-cmd is empty: give the command that grades a response")
-    program = words[0]
-    if shutil.which(program) is None:
-        hint = f"; write ./{program}" if os.path.isfile(program) and os.sep not in program else ""
-        hint = f"; chmod +x {program}" if os.path.isfile(program) and os.sep in program else hint
-        raise GraderError(f"the grader command '{program}' cannot be run: there is no such executable{hint}")
-    if len(words) > 1 and SCRIPT_NAME.fullmatch(words[1]) and not os.path.isfile(words[1]):
-        raise GraderError(f"the grader command cannot be run: there is no script '{words[1]}'")
-    if os.sep in program and is_bare_script(program):
-        raise GraderError(
-            f"the grader command '{program}' cannot be run: its first line must name an interpreter, as #!"
-        )
-    return words
-
-
-def is_bare_script(path: str) -> bool:
-    """Whether an executable file is text without the line that names its interpreter."""
-    with open(path, "rb") as file:
-        start = file.read(100)
-    return not start.startswith(b"#!") and b"\0" not in start and start.isascii()
-
-
-def command_input(task: Task, response: Response, answer: str | None) -> str:
-    """What a grader command gets on its standard input: one JSON object, in ASCII."""
-    return json.dumps(
-        {
-            "task_id": task.id,
-            "dataset": task.id.removesuffix(f"/{task.problem}#{task.sample}"),
-            "question": task.question,
-            "expected": task.expected,
-            "answer": answer,
-            "response": response.content,
-            "reasoning": response.reasoning,
-            "finish_reason": response.finish_reason,
-        }
-    )
-
-
-def command_output(output: str) -> dict[str, Any]:
-    """The JSON object that a grader command has printed, as its whole output or last line; else an empty one."""
-    for text in (output, output.rstrip().rpartition("\n")[2]):
-        with contextlib.suppress(ValueError, RecursionError):
-            return typed(json.loads(text), dict)
-    return {}
-
-
-def command_failure(status: int | None, said: dict[str, Any], errors: str, timeout: float) -> str | None:
-    """Why one run of a grader command is no verdict, with the end of what it wrote to stderr; None if it is one."""
-    if status is None:
-        reason = f"the command took longer than {timeout:g} s"
-    elif status < 0:
-        reason = f"the command was ended by signal {-status}"
-    elif status > 1:
-        reason = f"the command ended with status {status}"
-    elif status == 1 and PYTHON_CRASH in errors and "correct" not in said:
-        reason = "the command crashed"  # Python's exit status for that is 1, too
-    elif said.get("correct", not status) is not (not status):
-        reason = f'the command contradicts itself: status {status}, but "correct": {json.dumps(said["correct"])}'
-    else:
-        return None
-    return f"{reason}: {one_line(errors.strip()[-150:])}" if errors.strip() else reason
 
 
 # ---- datasets -------------------------------------------------------------------------------------------
@@ -1350,9 +1049,9 @@ def make_dataset(name: str, source: str, problems: Iterable[Problem]) -> Dataset
         if problem.id in unique:
             raise DatasetError(f"{source}: the id '{problem.id}' occurs twice; give each problem its own")
         unique[problem.id] = problem
-    kinds = {kind_of(problem.expected).name for problem in unique.values()}
+    kinds = sorted({kind_of(problem.expected).name for problem in unique.values()})
     if len(kinds) > 1:
-        raise DatasetError(f"{source}: some answers are integers and some are letters; make two datasets of it")
+        raise DatasetError(f"{source}: some answers are {kinds[0]}s and some are {kinds[1]}s; make two datasets of it")
     rows = json.dumps([[p.id, p.question, p.expected] for p in unique.values()])
     return Dataset(name, source, hashlib.sha256(rows.encode()).hexdigest(), tuple(unique.values()))
 
@@ -1379,7 +1078,7 @@ def make_problem(row: object, default_id: str, where: str, seed: int) -> Problem
     if options is not None:
         texts, right = read_options(options, answer, where)
         return multiple_choice(identifier, question, texts, right, seed)
-    expected = parse_integer(answer) or (answer if is_letter(answer) else None)
+    expected = next(filter(None, (kind.expected(answer) for kind in KINDS)), None)
     if not expected:
         raise DatasetError(f"{where}: the answer {answer[:40]!r} is not an integer")
     return Problem(identifier, question, expected)
@@ -1409,11 +1108,6 @@ def multiple_choice(identifier: str, question: str, options: list[str], right: i
     order = sorted(range(len(options)), key=lambda i: hashlib.sha256(f"{seed} {identifier} {i}".encode()).digest())
     lines = [f"{letter}) {options[i]}" for letter, i in zip(LETTERS, order, strict=False)]
     return Problem(identifier, "\n".join([question.strip(), "", *lines]), LETTERS[order.index(right)], order)
-
-
-def is_letter(text: str) -> bool:
-    """Whether a text is the letter of an option and nothing else."""
-    return len(text) == 1 and text in LETTERS
 
 
 def file_problems(path: Path, seed: int) -> Iterator[Problem]:
@@ -1490,20 +1184,48 @@ def hub_answers(endpoint: str) -> bool:
     return answered.is_set()
 
 
-# ---- replies --------------------------------------------------------------------------------------------
+# ---- client ---------------------------------------------------------------------------------------------
+#
+# From a request to its Response: a Client sends it, a Transcript collects what comes, the Watchdog ends what takes too
+# long, and `classify` says what to do about a failure.
 
 NO_RESPONSE = frozenset({"error", "abort", "cancelled", "content_filter"})  # finish reasons of servers, not models
-RETRYABLE_STATUS = frozenset({408, 425, 429, *range(500, 600)} - {501, 505})
-REPLY_LIMIT = 1 << 26  # bytes of one reply, or one line of a stream; no honest one has as many
+REPLY_LIMIT = 1 << 26  # bytes of a reply, or of a line in a stream; no honest one has as many
+READ_SIZE = 1 << 16
 RETRY_AFTER_LIMIT = 600.0  # seconds; a server that asks for more is asked again all the same
-BATCH = 1 << 15  # bytes of a stream that are read in one go: reading each token as it comes takes thrice the time
+
+NOW, LATER, DOWN, GONE, NEVER = "now", "later", "down", "gone", "never"
+# The remedy for a failure is in the first row that fits it: send the request again NOW or LATER; the endpoint is DOWN
+# for a while, or GONE for this run; or this endpoint will NEVER take this request. `served` says whether the endpoint
+# has taken any: a path or key that it refuses from the start, it refuses to every task.
+FAULTS: tuple[tuple[Callable[[Exception, bool], bool], str], ...] = (
+    (lambda error, served: isinstance(error, StaleError), NOW),
+    (lambda error, served: isinstance(error, UnreachableError), DOWN),
+    (lambda error, served: isinstance(error, EndpointError), GONE),
+    (lambda error, served: status_of(error) == 401 or (status_of(error) in (403, 404) and not served), GONE),
+    (lambda error, served: status_of(error) in (None, 200, 408, 425, 429), LATER),
+    (lambda error, served: status_of(error) in range(500, 600) and status_of(error) not in (501, 505), LATER),
+    (lambda error, served: True, NEVER),
+)
+
+
+def classify(error: Exception, served: bool = True) -> str:
+    """The remedy for a failed request, or a failed look at a server: NOW, LATER, DOWN, GONE or NEVER."""
+    return next(remedy for fits, remedy in FAULTS if fits(error, served))
+
+
+def status_of(error: Exception) -> int | None:
+    """The HTTP status of the reply that an error is about, if there was a reply."""
+    return error.status if isinstance(error, RequestError) else None
+
 
 # A response that ends in so many copies of one block, and in so many characters of them, will not get out of it. Of
-# 120 real ones two do; what the others repeat three times or more is never longer than 21 characters.
+# 120 real ones two do; no other repeats anything of more than 21 characters three times.
 LOOP_TIMES = 8
 LOOP_LENGTH = 3000
 LOOP_REACH = 32_000  # characters at the end that are looked at: blocks of up to a LOOP_TIMES-th of that are found
 LOOP_PROBE = 32
+LOOP_STEP = 500  # characters between two looks
 
 
 def loop_block(text: str) -> int | None:
@@ -1522,94 +1244,139 @@ def loop_block(text: str) -> int | None:
 
 
 class Transcript:
-    """What has arrived of the stream of server-sent events that answers a chat completion request."""
+    """Collects the reply to one chat completion request, streamed or whole, and makes the Response of it.
+
+    A stream is lines, and an event each line that begins with "data:"; a reply without such lines is one JSON object.
+    Where an event has a `delta`, that object has a `message`; they are read by the same rules.
+    """
 
     def __init__(self, stop_loops: bool, redact: Callable[[Any], Any] = lambda value: value) -> None:
         self.stop_loops = stop_loops
-        self.redact = redact  # what is told of it in an error
-        self.unread = bytearray()
+        self.redact = redact
+        self.unread = bytearray()  # the last line, as far as it has arrived
+        self.body = bytearray()  # the lines of a reply that is no stream
+        self.streamed = False
         self.content: list[str] = []
         self.reasoning: list[str] = []
-        self.recent = ""  # the end of the text
-        self.loop: int | None = None  # the length of the block that the text repeats
-        self.choice: dict[str, Any] = {}
-        self.rest: dict[str, Any] = {}
-        self.events = 0
+        self.known: dict[str, Any] = {}  # what was said beside the text: finish_reason, model, usage, ...
         self.done = False
+        self.loop: int | None = None  # the length of the block that the text repeats
+        self.recent = ""  # the end of the text
+        self.unlooked = 0  # characters since the last look for a loop
 
     @property
     def tokens(self) -> int:
-        """The pieces of text: servers send one for each token, as a rule."""
+        """The number of pieces of text: servers send one for each token, as a rule."""
         return len(self.content) + len(self.reasoning)
 
     def add(self, data: bytes) -> bool:
-        """Take what has arrived next; returns whether that is all that is needed. Raises RequestError."""
+        """Take the next piece of the reply; returns whether no more of it is wanted. Raises RequestError."""
         self.unread += data
-        ending = b"[DONE]" in self.unread[-len(data) - 6 :]
-        if b"\n" in data and (not self.tokens or len(self.unread) > BATCH or ending):
-            self.read()
-        if len(self.unread) > REPLY_LIMIT:
-            raise RequestError(f"the reply has a line of more than {REPLY_LIMIT} bytes", retryable=True)
-        return self.done or self.loop is not None
+        if b"\n" in data:
+            complete, _, self.unread = self.unread.rpartition(b"\n")
+            for line in complete.split(b"\n"):
+                self._line(line)
+        if len(self.unread) + len(self.body) > REPLY_LIMIT:
+            raise RequestError(f"the reply is longer than {REPLY_LIMIT} bytes")
+        return self.loop is not None
 
-    def read(self) -> None:
-        """Read the lines that are complete; raises RequestError for an error, or what is no completion, in them."""
-        complete, _, rest = self.unread.rpartition(b"\n")
-        self.unread = rest
-        before = len(self.content), len(self.reasoning)
-        for line in complete.decode("utf-8", "replace").split("\n"):
-            if line.startswith("data:"):
-                self.events += 1
-                self._read_event(line[5:].strip())
-        if self.stop_loops:
-            new = "".join(self.reasoning[before[1] :] + self.content[before[0] :])
-            self.recent = (self.recent + new)[-LOOP_REACH:]
-            self.loop = loop_block(self.recent)
+    def end(self) -> None:
+        """Take note that nothing more comes; raises RequestError where something is missing."""
+        if self.unread.startswith(b"data:"):
+            with contextlib.suppress(RequestError):  # of a line that is cut off
+                self._line(self.unread)
+        elif not self.streamed:
+            text = self.redact((self.body + self.unread).decode("utf-8-sig", "replace"))
+            self.take(parsed(text), text)
+        if self.streamed and self.loop is None and not self.done:
+            raise RequestError("the stream ended without [DONE]")
+        if self.streamed and self.loop is None and self.tokens and not self.known.get("finish_reason"):
+            raise RequestError("the stream ended without a finish_reason")
+        if not (self.tokens or self.known.keys() & {"message", "finish_reason", "error"}):
+            raise RequestError(f"the reply is no chat completion: {one_line(self.redact(self.known))}")
 
-    def end(self, data: bytes) -> None:
-        """Take the last of the stream; raises RequestError when the server has not told that it is complete."""
-        self.unread += data
-        self.read()
-        with contextlib.suppress(RequestError):  # of a last line that is cut off
-            self.unread += b"\n"
-            self.read()
-        if not self.done and self.loop is None:
-            raise RequestError("the stream ended without [DONE]", retryable=True)
-        if self.tokens and self.loop is None and not self.choice.get("finish_reason"):
-            raise RequestError("the stream ended without a finish_reason", retryable=True)
+    def _line(self, line: bytes | bytearray) -> None:
+        """Take a line; what is neither an event nor a comment is kept as part of a whole reply."""
+        if line.startswith(b"data:"):
+            self.streamed = True
+            text = line[5:].decode("utf-8", "replace").strip()
+            if text == "[DONE]":
+                self.done = True
+            else:
+                self.take(parsed_start(text), text)
+        elif not self.streamed and not line.startswith(b":"):
+            self.body += line + b"\n"
 
-    def _read_event(self, text: str) -> None:
-        if text == "[DONE]":
-            self.done = True
-            return
-        try:
-            event = JSON.raw_decode(text)[0]
-        except (ValueError, RecursionError):
-            event = None
-        error = event.get("error") if isinstance(event, dict) else None
-        if error:
-            code = error.get("code") if isinstance(error, dict) else None
+    def take(self, value: Any, text: str) -> None:
+        """Take an event of a stream, or a whole completion, in `text`; raises RequestError for an error in it."""
+        if isinstance(value, dict) and value.get("error"):
+            code = typed(value["error"], dict).get("code")
             status = code if isinstance(code, int) and 400 <= code < 600 else 200
-            checked_reply(status, self.redact(event), self.redact(text))
+            raise failed(status, self.redact(value), self.redact(text))
         try:
-            for choice in event["choices"][:1] if event.get("choices") else ():
-                delta = choice.get("delta") or {}
-                content = message_text(delta.get("content"))
-                reasoning = delta.get("reasoning_content") or delta.get("reasoning")
-                if content:
-                    self.content.append(content)
-                if reasoning and isinstance(reasoning, str):
-                    self.reasoning.append(reasoning)
-                self.choice.update({name: choice[name] for name in ("finish_reason", "error") if choice.get(name)})
+            for choice in value["choices"][:1] if value.get("choices") else ():
+                self._take_choice(choice)
         except (TypeError, KeyError, AttributeError):
-            told = one_line(self.redact(text))
-            raise RequestError(f"the stream holds no chat completion: {told!r}", retryable=True) from None
-        self.rest.update({name: event[name] for name in ("model", "usage", "timings") if event.get(name)})
+            place = "the stream holds" if self.streamed else "the reply is"
+            raise RequestError(f"{place} no chat completion: {one_line(self.redact(text))!r}") from None
+        self.known.update({name: value[name] for name in ("model", "usage", "timings") if value.get(name)})
 
-    def completion(self) -> dict[str, Any]:
-        """What has arrived as a chat completion object, without choices if nothing has."""
-        message = {"content": joined(self.content), "reasoning_content": joined(self.reasoning)}
-        return {"choices": [{"message": message, **self.choice}] if self.tokens or self.choice else [], **self.rest}
+    def _take_choice(self, choice: Any) -> None:
+        whole = "message" in choice
+        part = choice["message"] if whole else choice.get("delta") or {}
+        reasoning = typed(part.get("reasoning_content") or part.get("reasoning"), str)
+        content = message_text(part["content"] if whole and not reasoning else part.get("content"))
+        self.content += [content] if content else []
+        self.reasoning += [reasoning] if reasoning else []
+        self.known.update({name: choice[name] for name in ("finish_reason", "error", "message") if choice.get(name)})
+        if self.stop_loops and self.streamed:
+            self._look_for_loop(reasoning + content)
+
+    def _look_for_loop(self, new: str) -> None:
+        """Look at the text after every LOOP_STEP characters, however they come."""
+        while new:
+            step = LOOP_STEP - self.unlooked
+            self.recent, self.unlooked = self.recent + new[:step], self.unlooked + len(new[:step])
+            new = new[step:]
+            if self.unlooked == LOOP_STEP:
+                self.recent, self.unlooked = self.recent[-LOOP_REACH:], 0
+                self.loop = self.loop or loop_block(self.recent)
+
+    def response(self, call: Call, partial: bool = False) -> Response:
+        """The Response in what has arrived by `call`; raises RequestError where the server says that it gave up.
+
+        Of a `partial` one nothing is asked.
+        """
+        finish_reason = None if partial else typed(self.known.get("finish_reason"), str) or None
+        failure = self.known.get("error") or (finish_reason if finish_reason in NO_RESPONSE else None)
+        if failure and not partial:
+            raise RequestError(f"the server gave up ({one_line(self.redact(failure))})")
+        usage, timings = typed(self.known.get("usage"), dict), typed(self.known.get("timings"), dict)
+        seconds = (call.ended or call.heard) - call.started
+        tokens = as_count(usage.get("completion_tokens", timings.get("predicted_n")))
+        counted = tokens is None and self.streamed and self.tokens > 0
+        tokens = self.tokens if counted else tokens
+        working = [as_number(timings.get(name)) for name in ("prompt_ms", "predicted_ms")]
+        waited = seconds - sum(ms / 1000 for ms in working if ms is not None)
+        return Response(
+            content=self.redact(joined(self.content)),
+            reasoning=self.redact(joined(self.reasoning)),
+            finish_reason=LOOP if self.loop and not self.done and not partial else finish_reason,
+            model=typed(self.redact(self.known.get("model")), str) or None,
+            prompt_tokens=as_count(usage.get("prompt_tokens", timings.get("prompt_n"))),
+            completion_tokens=tokens,
+            tokens_per_second=speed(timings, tokens, seconds - (call.first_token or 0)),
+            seconds=round(seconds, 3),
+            tokens_counted=counted,
+            first_token_seconds=None if call.first_token is None else round(call.first_token, 3),
+            queue_seconds=None if None in working else round(max(0.0, waited), 3),
+        )
+
+
+def speed(timings: dict[str, Any], tokens: int | None, seconds: float) -> float | None:
+    """Tokens a second: as the server timed it, else from the `seconds` since the first one."""
+    timed = as_number(timings.get("predicted_per_second"))
+    return tokens / seconds if timed is None and tokens is not None and seconds > 0 else timed
 
 
 def joined(pieces: list[str]) -> str:
@@ -1620,6 +1387,15 @@ def joined(pieces: list[str]) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def message_text(content: Any) -> str:
+    """The text of a message's content: null, text, or a list of parts; raises TypeError for anything else."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise TypeError("content is neither text nor parts")
+    return "".join(typed(part.get("text"), str) for part in content)
 
 
 def as_number(value: object) -> float | None:
@@ -1641,30 +1417,33 @@ def finite_or_none(text: str) -> float | None:
 JSON = json.JSONDecoder(parse_constant=lambda _: None, parse_float=finite_or_none)  # made once: that takes its time
 
 
-def parse_json(text: str) -> Any:
-    """The value that a server wrote as JSON; None where `text` is something else."""
+def parsed(text: str) -> Any:
+    """The value that a server wrote as JSON; raises RequestError where `text` is something else."""
     try:
         return JSON.decode(text)
+    except (ValueError, RecursionError):
+        raise RequestError(f"the reply is not JSON: {one_line(text)!r}", 200) from None
+
+
+def parsed_start(text: str) -> Any:
+    """The JSON value at the start of an event, whatever follows; None for none."""
+    try:
+        return JSON.raw_decode(text)[0]
     except (ValueError, RecursionError):
         return None
 
 
-def checked_reply(status: int, payload: Any, text: str) -> Any:
-    """`payload`, the JSON in `text`; raises RequestError for an error status, an error in it, or None for no JSON."""
+def failed(status: int, payload: Any, text: str) -> RequestError:
+    """The error that a reply tells of: `payload` is the JSON in `text`, None for none."""
     error = payload.get("error") if isinstance(payload, dict) else None
-    if status == 200 and payload is None:
-        raise RequestError(f"the reply is not JSON: {one_line(text)!r}", True, status)
-    if status == 200 and not error:
-        return payload
     message = error.get("message") if isinstance(error, dict) else error
     said = one_line(message or text) or "nothing more"
-    if "exceeds the available context size" in said:
-        raise ContextOverflowError(f"HTTP {status}: {said}", False, status)
-    raise RequestError(f"HTTP {status}: {said}", status == 200 or status in RETRYABLE_STATUS, status)
+    kind = ContextOverflowError if "exceeds the available context size" in said else RequestError
+    return kind(f"HTTP {status}: {said}", status)
 
 
 def seconds_to_wait(retry_after: str | None) -> float:
-    """What a Retry-After header asks for, as seconds or as a date, within reason; 0 for none."""
+    """The pause that a Retry-After header asks for, in seconds or as a date, within reason; 0 for none."""
     try:
         seconds = float(retry_after or 0)
     except ValueError:
@@ -1675,91 +1454,29 @@ def seconds_to_wait(retry_after: str | None) -> float:
     return max(0.0, min(seconds, RETRY_AFTER_LIMIT)) if math.isfinite(seconds) else 0.0
 
 
-def read_completion(payload: Any, seconds: float, first_token: float | None = None, pieces: int = 0) -> Response:
-    """The Response in a chat completion object, of which only choices[0].message with a content is required.
-
-    It took `seconds`, and if it was streamed, `first_token` seconds to the first of its `pieces`.
-    """
-    try:
-        choice = payload["choices"][0]
-        message, failure = choice["message"], choice.get("error")
-        reasoning = message.get("reasoning_content") or message.get("reasoning")
-        content = message_text(message.get("content") if reasoning else message["content"])
-    except (TypeError, KeyError, IndexError, AttributeError):
-        raise RequestError(f"the reply is no chat completion: {one_line(payload)}", retryable=True) from None
-    finish_reason = typed(choice.get("finish_reason"), str) or None
-    if failure or finish_reason in NO_RESPONSE:
-        raise RequestError(f"the server gave up ({one_line(failure or finish_reason)})", retryable=True)
-    usage, timings = typed(payload.get("usage"), dict), typed(payload.get("timings"), dict)
-    tokens = as_count(usage.get("completion_tokens", timings.get("predicted_n")))
-    counted = tokens is None and pieces > 0
-    tokens = pieces if counted else tokens
-    speed, generating = as_number(timings.get("predicted_per_second")), seconds - (first_token or 0)
-    if speed is None and tokens is not None and generating > 0:
-        speed = tokens / generating
-    working = [as_number(timings.get(name)) for name in ("prompt_ms", "predicted_ms")]
-    waited = seconds - sum(ms / 1000 for ms in working if ms is not None)
-    return Response(
-        content=content,
-        reasoning=typed(reasoning, str),
-        finish_reason=finish_reason,
-        model=typed(payload.get("model"), str) or None,
-        prompt_tokens=as_count(usage.get("prompt_tokens", timings.get("prompt_n"))),
-        completion_tokens=tokens,
-        tokens_per_second=speed,
-        seconds=round(seconds, 3),
-        tokens_counted=counted,
-        first_token_seconds=None if first_token is None else round(first_token, 3),
-        queue_seconds=None if None in working else round(max(0.0, waited), 3),
-    )
-
-
-def message_text(content: Any) -> str:
-    """The text of a message's content: null, text, or a list of parts; raises TypeError for anything else."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    if not isinstance(content, list):
-        raise TypeError("content is neither text nor parts")
-    return "".join(typed(part.get("text"), str) for part in content)
-
-
-# ---- connections ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How long a request may be silent and how long it may take in all, in seconds, and how often it is sent again.
-
-    With `stream`, silence is between two tokens, without it until the whole reply is there; with `stop_loops`, a
-    response that only repeats itself is not heard to its end. `give_up_after` is for how long a run goes on without
-    any server, in seconds.
-    """
-
-    silence: float
-    total: float = math.inf
-    stream: bool = True
-    stop_loops: bool = True
-    max_retries: int = 0
-    give_up_after: float = math.inf
-
-
 class Call:
-    """One request that is on its way."""
+    """One request that is on its way to a server, with its times; `failure` is why it was ended from outside."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, server: str, options: Options) -> None:
+        self.server = server
+        self.options = options
         self.socket: socket.socket | None = None
-        self.started = self.heard = self.waiting_since = self.ended = time.monotonic()
+        self.started = self.heard = time.monotonic()
         self.first_token: float | None = None  # seconds from the start
-        self.failure: RequestError | None = None  # why it was ended from outside
+        self.ended: float | None = None
+        self.failure: RequestError | None = None
 
-    def due(self, lively: float) -> float:
-        """When it has to be ended if nothing more is heard of it; `lively` is when its server was last heard.
+    def due(self, server_heard: float) -> float:
+        """The time to end it unless something more is heard of it; `server_heard` is when its server last sent a token.
 
-        Before its first token, a request may be waiting for a slot while the server works on others.
+        Before its first token, a request may be waiting for a slot while the server works on others. Once all of the
+        response is there, the rest of the reply is read only so that the connection can be used again.
         """
-        heard = max(self.heard, lively) if self.limits.stream and self.first_token is None else self.heard
-        return min(self.started + self.limits.total, heard + self.limits.silence)
+        if self.ended:
+            return self.ended + LINGER_SECONDS
+        waiting = self.options.stream and self.first_token is None
+        heard = max(self.heard, server_heard) if waiting else self.heard
+        return min(self.started + self.options.request_timeout, heard + self.options.silence)
 
     def end(self, failure: RequestError) -> None:
         """Break the connection off, which ends any wait for it, whatever it waits for."""
@@ -1774,17 +1491,17 @@ class Watchdog:
     """Ends the requests that are overdue. A time-out on the socket would not: a byte now and then satisfies it."""
 
     def __init__(self) -> None:
-        self.calls: dict[Call, str] = {}  # with the server that each is for
-        self.lively: dict[str, float] = {}  # when a token came last from a server
+        self.calls: set[Call] = set()
+        self.heard: dict[str, float] = {}  # by server, when it last sent a token
         self.changed = threading.Condition()
         self.next_look = math.inf
         self.thread: threading.Thread | None = None
 
     @contextlib.contextmanager
-    def watching(self, call: Call, server: str) -> Iterator[None]:
+    def watching(self, call: Call) -> Iterator[None]:
         """Watch over `call` for the length of the block."""
         with self.changed:
-            self.calls[call] = server
+            self.calls.add(call)
             if self.thread is None:
                 self.thread = threading.Thread(target=self._watch, daemon=True)
                 self.thread.start()
@@ -1794,27 +1511,33 @@ class Watchdog:
             yield
         finally:
             with self.changed:
-                del self.calls[call]
+                self.calls.discard(call)
+
+    def complete(self, call: Call) -> None:
+        """Note that all of a response has arrived."""
+        with self.changed:
+            call.ended = time.monotonic()
+            self.changed.notify()
 
     def end_all(self) -> None:
         """End every request, overdue or not."""
         with self.changed:
             for call in self.calls:
-                call.end(RequestError("stopped", retryable=True))
+                call.end(RequestError("stopped"))
 
     def _watch(self) -> None:
         with self.changed:
             while True:
                 now = time.monotonic()
                 self.next_look = math.inf
-                for call, server in self.calls.items():
-                    due = call.due(self.lively.get(server, 0.0))
+                for call in self.calls:
+                    due = call.due(self.heard.get(call.server, 0.0))
                     if due > now:
                         self.next_look = min(self.next_look, due)
-                    elif now >= call.started + call.limits.total:
-                        call.end(DeadlineError(f"no complete answer within {call.limits.total:g} s", retryable=True))
+                    elif now >= call.started + call.options.request_timeout:
+                        call.end(DeadlineError(f"no complete answer within {call.options.request_timeout:g} s"))
                     else:
-                        call.end(RequestError(f"no sign of life for {call.limits.silence:g} s", retryable=True))
+                        call.end(RequestError(f"no sign of life for {call.options.silence:g} s"))
                 self.changed.wait(None if self.next_look == math.inf else self.next_look - now)
 
 
@@ -1826,7 +1549,29 @@ KEEP_ALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
     for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
     if hasattr(socket, name)
 ]
-READ_SIZE = 1 << 16
+
+
+def adapter(connecting: Callable[[socket.socket | None], None]) -> HTTPAdapter:
+    """A transport of `requests` that tells of the socket of each connection once it is made, and of None before."""
+
+    class Adapter(HTTPAdapter):
+        def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+            pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+            kind = type(pool).ConnectionCls
+
+            class Connection(kind):  # type: ignore[misc, valid-type]
+                def connect(self) -> None:
+                    connecting(None)
+                    super().connect()
+                    for option in KEEP_ALIVE:
+                        self.sock.setsockopt(*option)
+                    connecting(self.sock)
+
+            if pool.ConnectionCls is kind:
+                pool.ConnectionCls = Connection
+            return pool
+
+    return Adapter(pool_maxsize=1)
 
 
 def root_cause(error: BaseException) -> str:
@@ -1836,112 +1581,28 @@ def root_cause(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-class Gathered(http.client.HTTPResponse):
-    """A reply of which `read1` gives all the chunks that have arrived: one by one, as they are, costs twice as much."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.unread = bytearray()
-
-    def read1(self, n: int = -1) -> bytes:
-        """What has arrived; waits for something if nothing has, and gives nothing at the end."""
-        if not self.chunked or self.fp is None:
-            return super().read1(n)
-        data = b""
-        while not data and self.fp is not None:
-            arrived = self.fp.read1(READ_SIZE)
-            if not arrived and self.unread == b"0\r\n":  # the last chunk, without the empty line after it
-                arrived = b"\r\n"
-            self.unread += arrived
-            if not arrived or len(self.unread) > REPLY_LIMIT:
-                raise http.client.IncompleteRead(bytes(self.unread))
-            data = self._take_chunks()
-        return data
-
-    def _take_chunks(self) -> bytes:
-        """The data of the chunks that are complete; closes the reply at the last one."""
-        chunks, place = [], 0
-        while (line_end := self.unread.find(b"\r\n", place)) >= 0:
-            size = re.match(rb"\s*([0-9a-fA-F]{1,8})\s*(?:;|$)", self.unread[place:line_end])
-            if size is None:
-                raise http.client.IncompleteRead(bytes(self.unread))
-            start, end = line_end + 2, line_end + 2 + int(size[1], 16)
-            if start == end and self.unread.find(b"\r\n\r\n", line_end) >= 0:  # after trailers, if any
-                self.close()
-            if start == end or len(self.unread) < end + 2:
-                break
-            chunks.append(self.unread[start:end])
-            place = end + 2
-        del self.unread[:place]
-        return b"".join(chunks)
+def response_format(schema: dict[str, Any]) -> dict[str, Any]:
+    """The part of a request that has the server hold the response to a JSON schema."""
+    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
 
 
-class Connections(HTTPAdapter):
-    """The connections of a session, which tell `connected` of the socket of each, before it is made by None."""
-
-    def __init__(self, connected: Callable[[socket.socket | None], None]) -> None:
-        self.connected = connected
-        super().__init__(pool_maxsize=1)
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """Make the connections, as `requests` has it."""
-        options = [*HTTPConnection.default_socket_options, *KEEP_ALIVE]
-        super().init_poolmanager(*args, socket_options=options, **kwargs)
-        self._tap(self.poolmanager)
-
-    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> PoolManager:
-        """Make those to a proxy, as `requests` has it."""
-        known = proxy in self.proxy_manager
-        manager = super().proxy_manager_for(proxy, **kwargs)
-        return manager if known else self._tap(manager)
-
-    def _tap(self, manager: PoolManager) -> PoolManager:
-        connected = self.connected
-
-        def tapped(pool: Any) -> Any:
-            class Connection(pool.ConnectionCls):  # type: ignore[misc]
-                response_class = Gathered
-
-                def connect(self) -> None:
-                    connected(None)
-                    super().connect()
-                    connected(self.sock)
-
-            return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
-
-        kinds = manager.pool_classes_by_scheme
-        manager.pool_classes_by_scheme = {scheme: tapped(pool) for scheme, pool in kinds.items()}
-        return manager
-
-
-# ---- endpoints ------------------------------------------------------------------------------------------
-
-DEFAULT_THREADS = 4
-STALL_SECONDS = 600.0  # a prompt takes its time on a CPU
-WHOLE_REPLY_SECONDS = 3600.0  # all of which is silence without streaming
-MAX_THREADS = 1000
 CONNECT_SECONDS = 10.0
-PROBE_SECONDS = 10.0
 LINGER_SECONDS = 1.0
-CAUGHT_UP_SECONDS = 0.001  # what had to be waited for is the last that there is
-GATHER_AFTER = 2.0  # seconds; what takes so long can end a moment later, too
-GATHER_SECONDS = 0.05
 PART_REFUSED = frozenset({400, 415, 422, 501})  # how servers refuse a part of a request that they do not know
 COMPLETIONS = "/v1/chat/completions"
-TOKEN = re.compile(rb'"(?:content|reasoning(?:_content)?|text)" *: *"[^"]')
 
 
 class Client:
-    """Talks to one server over connections of its own; for use by one thread."""
+    """Sends requests to one server, over a connection that it keeps; for use by one thread."""
 
-    def __init__(self, base_url: str, api_key: str | None, limits: Limits) -> None:
+    def __init__(self, base_url: str, api_key: str | None, options: Options) -> None:
         self.base_url = base_url
         self.api_key = api_key
-        self.limits = limits
+        self.options = options
         self.on_first_token: Callable[[], None] = lambda: None
         self.rejects_schema = False
-        self.asks_usage = limits.stream
-        self.call = Call(limits)
+        self.asks_usage = options.stream
+        self.call = Call(base_url, options)
         self.socket: socket.socket | None = None
         self.fresh = False  # whether the connection was made for the present request
         self.prepared: dict[str, tuple[requests.PreparedRequest, Any]] = {}
@@ -1949,17 +1610,17 @@ class Client:
         self.session.headers["Accept-Encoding"] = "identity"  # a compressed stream comes in lumps
         self.session.auth = self._authorize  # a callable, so that no .netrc entry replaces the header
         self.session.get_redirect_target = lambda _: None  # type: ignore # nor is the body of one read
-        # What runs on this machine is not behind the proxy that the environment may name.
+        # A server on this machine is not behind the proxy that the environment may name.
         self.session.trust_env = urlsplit(base_url).hostname not in ("localhost", "127.0.0.1", "::1")
         for scheme in ("http://", "https://"):
-            self.session.mount(scheme, Connections(self._connected))
+            self.session.mount(scheme, adapter(self._connecting))
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         if self.api_key:
             request.headers["Authorization"] = f"Bearer {self.api_key}"
         return request
 
-    def _connected(self, connection: socket.socket | None) -> None:
+    def _connecting(self, connection: socket.socket | None) -> None:
         self.socket = self.call.socket = connection
         self.fresh = True
         if self.call.failure:
@@ -1969,10 +1630,24 @@ class Client:
         """Close its connections."""
         self.session.close()
 
+    def redact(self, value: Any) -> Any:
+        """`value` without the API key, which a server may send back in an error."""
+        return redact(value, self.api_key)
+
     def get(self, path: str) -> Any:
         """The JSON that GET `path` gives; raises RequestError."""
-        self.call = Call(Limits(PROBE_SECONDS, PROBE_SECONDS, stream=False))
-        return self._payload(*self._exchange("GET", path, None, None))
+        probing = replace(self.options, stall_timeout=PROBE_SECONDS, request_timeout=PROBE_SECONDS, stream=False)
+        self.call, body = Call(self.base_url, probing), bytearray()
+
+        def take(piece: bytes) -> bool:
+            body.extend(piece)
+            return False
+
+        self._exchange("GET", path, None, take)
+        value = self.redact(parsed(self.redact(body.decode("utf-8-sig", "replace"))))
+        if isinstance(value, dict) and value.get("error"):
+            raise failed(200, value, "")
+        return value
 
     def complete(self, body: dict[str, Any], schema: dict[str, Any] | None = None) -> Response:
         """The server's Response to one chat completion request; raises RequestError, with what had arrived.
@@ -1982,100 +1657,88 @@ class Client:
         held = None if self.rejects_schema else schema
         try:
             return self._complete(body, held)
-        except ContextOverflowError:
-            raise
         except RequestError as error:
-            if error.status not in PART_REFUSED:
+            if error.status not in PART_REFUSED or isinstance(error, ContextOverflowError):
                 raise
             if self.asks_usage and "stream_options" in str(error):
                 self.asks_usage = False
                 return self.complete(body, schema)
             if held is None:
                 raise
-        response = self._complete(body, None)  # which fails as well if the request has any other fault
+        response = self._complete(body, None)  # fails as well if the request has any other fault
         self.rejects_schema = True
         return response
 
     def _complete(self, body: dict[str, Any], schema: dict[str, Any] | None) -> Response:
         body = {**body, "response_format": response_format(schema)} if schema else body
-        body = {**body, "stream": True} if self.limits.stream else body
+        body = {**body, "stream": True} if self.options.stream else body
         body = {**body, "stream_options": {"include_usage": True}} if self.asks_usage else body
-        self.call, transcript = Call(self.limits), Transcript(self.limits.stop_loops, self.redact)
+        self.call = Call(self.base_url, self.options)
+        transcript = Transcript(self.options.loop_stop, self.redact)
+
+        def take(piece: bytes) -> bool:
+            tokens = transcript.tokens
+            enough = not transcript.done and transcript.add(piece)
+            if transcript.tokens > tokens:  # neither a ping nor an empty piece, by which a server says that it waits
+                self._heard()
+            if transcript.done and not self.call.ended:
+                WATCHDOG.complete(self.call)
+            return enough
+
         try:
-            reply, data = self._exchange("POST", COMPLETIONS, body, transcript)
-            if transcript.events == 0:  # it may be no stream at all
-                data, transcript.unread = bytes(transcript.unread) + data, bytearray()
-            if transcript.events == 0 and not data.startswith((b"data:", b":")):
-                return read_completion(self._payload(reply, data), self.call.ended - self.call.started)
-            transcript.end(data)
-            return self._response(transcript, transcript.completion())
+            self._exchange("POST", COMPLETIONS, body, take)
+            transcript.end()
+            return transcript.response(self.call)
         except RequestError as error:
-            with contextlib.suppress(RequestError):
-                transcript.read()
-            if transcript.tokens:
-                message = transcript.completion()["choices"][0]["message"]
-                error.partial = self._response(transcript, {**transcript.rest, "choices": [{"message": message}]})
+            error.partial = transcript.response(self.call, partial=True) if transcript.tokens else None
             raise
 
-    def _response(self, transcript: Transcript, completion: dict[str, Any]) -> Response:
-        """The Response in a completion that was streamed."""
-        seconds = max(self.call.ended, self.call.heard) - self.call.started
-        response = read_completion(self.redact(completion), seconds, self.call.first_token, transcript.tokens)
-        return replace(response, finish_reason=LOOP) if transcript.loop and not transcript.done else response
+    def _heard(self) -> None:
+        """Note the time of a token."""
+        now = time.monotonic()
+        self.call.heard = WATCHDOG.heard[self.base_url] = now
+        if self.call.first_token is None:
+            self.call.first_token = now - self.call.started
+            self.on_first_token()
 
-    def _exchange(
-        self, method: str, path: str, body: dict[str, Any] | None, transcript: Transcript | None
-    ) -> tuple[requests.Response, bytes]:
-        """Send one request and read the reply to its end, what is a stream into the `transcript`; gives the rest."""
+    def _exchange(self, method: str, path: str, body: dict[str, Any] | None, take: Callable[[bytes], bool]) -> None:
+        """Send one request, and give the reply in pieces to `take` until that has enough; raises RequestError."""
         reply = None
-        with WATCHDOG.watching(self.call, self.base_url):
+        with WATCHDOG.watching(self.call):
             try:
                 with self._send(method, path, body) as reply:
-                    kind = reply.headers.get("Content-Type", "")
-                    stream = transcript if reply.status_code == 200 and "event-stream" in kind else None
-                    data = self._read(reply, stream)
+                    if reply.status_code != 200:
+                        raise self._refusal(reply)
+                    while piece := reply.raw.read1(READ_SIZE, decode_content=True):
+                        if take(piece):
+                            break
             except requests.ConnectTimeout:
-                raise RequestError(f"no connection within {CONNECT_SECONDS:g} s", retryable=True) from None
+                raise RequestError(f"no connection within {CONNECT_SECONDS:g} s") from None
             except (requests.RequestException, HTTPError, OSError, ValueError) as error:  # not all of them are its own
-                broken = "the reply broke off" if reply is not None else one_line(self.redact(root_cause(error)))
-                raise self.call.failure or RequestError(broken, retryable=True) from None
-        if self.call.failure and not (transcript and transcript.done):  # it looks like an end where no length was told
+                if not self.call.ended:
+                    broken = "the reply broke off" if reply is not None else one_line(self.redact(root_cause(error)))
+                    raise self.call.failure or RequestError(broken) from None
+        if self.call.failure and not self.call.ended:  # it looks like an end where no length was told
             raise self.call.failure
-        return reply, data
-
-    def _read(self, reply: requests.Response, transcript: Transcript | None) -> bytes:
-        """Read the body of a reply to its end, if it is a stream into the `transcript`; gives what is none."""
-        data, packed = bytearray(), "Content-Encoding" in reply.headers
-        while piece := reply.raw.read1(READ_SIZE, decode_content=packed):
-            if transcript is None:
-                data += piece
-            elif self._add(piece, transcript):
-                break
-            if len(data) > REPLY_LIMIT:
-                raise RequestError(f"the reply is longer than {REPLY_LIMIT} bytes", retryable=True)
-        self.call.ended = time.monotonic()
-        if transcript is not None and transcript.done:
-            self._drain(reply, packed)
-        return bytes(data)
+        self.call.ended = self.call.ended or time.monotonic()
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None) -> requests.Response:
-        """Send one request; gives the head of the reply."""
+        """Send one request; gives the head of the reply. A connection that went stale is replaced by a new one."""
         request, settings = self._prepared(method, path)
         if body is not None:
             request.body = json.dumps(body).encode()
             request.headers["Content-Length"] = str(len(request.body))
-        for _ in range(2):
+        while True:
             self.call.socket, self.fresh, sent = self.socket, False, time.monotonic()
             try:
                 # A followed redirect turns a POST into a GET, and may carry the key elsewhere. The time-out is for
-                # connecting; what comes after that is for the watchdog.
+                # connecting; the watchdog sees to the rest.
                 return self.session.send(request, allow_redirects=False, timeout=(CONNECT_SECONDS, None), **settings)
             except requests.ConnectionError as error:
                 # A server closes idle connections, and may do so just as a request arrives: that is nobody's failure.
-                if self.fresh or self.call.failure or time.monotonic() - sent > LINGER_SECONDS:
+                stale = not (self.fresh or self.call.failure) and time.monotonic() - sent <= LINGER_SECONDS
+                if classify(StaleError() if stale else error) != NOW:
                     raise
-                failure = error
-        raise failure
 
     def _prepared(self, method: str, path: str) -> tuple[requests.PreparedRequest, Any]:
         """A request without its body, and how it is to be sent: the same each time, so made once."""
@@ -2086,45 +1749,18 @@ class Client:
             self.prepared[path] = request, settings
         return self.prepared[path]
 
-    def _add(self, piece: bytes, transcript: Transcript) -> bool:
-        """Add a piece of a stream to the `transcript`; returns whether no more of it is needed."""
-        enough = transcript.add(piece)
-        if TOKEN.search(piece):  # neither a ping nor an empty piece, by which a server only says that it waits itself
-            now, call = time.monotonic(), self.call
-            caught_up = now - call.waiting_since > CAUGHT_UP_SECONDS
-            call.heard = WATCHDOG.lively[self.base_url] = now
-            if call.first_token is None and transcript.tokens:
-                call.first_token = now - call.started
-                self.on_first_token()
-            elif caught_up and not enough and now - call.started > GATHER_AFTER:
-                time.sleep(GATHER_SECONDS)  # to wake up for each token costs more than to read it
-        self.call.waiting_since = time.monotonic()
-        return enough
-
-    def _drain(self, reply: requests.Response, packed: bool) -> None:
-        """Read the end of a reply of which nothing is missing, so that its connection can be used again."""
-        with contextlib.suppress(HTTPError, OSError):
-            if self.socket is not None:
-                self.socket.settimeout(LINGER_SECONDS)
-            while reply.raw.read1(READ_SIZE, decode_content=packed):
-                if time.monotonic() - self.call.ended > LINGER_SECONDS:
-                    return
-
-    def _payload(self, reply: requests.Response, data: bytes) -> Any:
-        """The JSON in a reply; raises RequestError for anything else, or an error in it."""
+    def _refusal(self, reply: requests.Response) -> RequestError:
+        """The error that a reply with another status than 200 is."""
         if reply.is_redirect:
             location = self.redact(one_line(reply.headers["Location"]))
-            raise RequestError(f"it redirects to {location}: give that instead", False, reply.status_code)
+            return RequestError(f"it redirects to {location}: give that instead", reply.status_code)
+        data = bytearray()
+        while len(data) < REPLY_LIMIT and (piece := reply.raw.read1(READ_SIZE, decode_content=True)):
+            data += piece
         text = self.redact(data.decode("utf-8-sig", "replace"))
-        try:
-            return checked_reply(reply.status_code, self.redact(parse_json(text)), text)
-        except RequestError as error:
-            error.retry_after = seconds_to_wait(reply.headers.get("Retry-After"))
-            raise
-
-    def redact(self, value: Any) -> Any:
-        """`value` without the API key, which a server may send back in an error."""
-        return redact(value, self.api_key)
+        error = failed(reply.status_code, self.redact(parsed_start(text)), text)
+        error.retry_after = seconds_to_wait(reply.headers.get("Retry-After"))
+        return error
 
 
 BACKOFF_SECONDS = 0.5  # doubles with each attempt; the wait is a random part of it, so that clients spread
@@ -2136,13 +1772,13 @@ def backoff(attempt: int) -> float:
     return random.uniform(0, min(BACKOFF_LIMIT, BACKOFF_SECONDS * 2 ** min(attempt - 1, 10)))
 
 
-def asker(url: str, api_key: str | None, limits: Limits) -> Ask:
+def asker(url: str, api_key: str | None, options: Options) -> Ask:
     """A function that sends chat completion requests to one server, from any thread, retrying those that fail."""
     own, never = threading.local(), threading.Event()
 
     def ask(body: dict[str, Any], schema: dict[str, Any]) -> Response:
         if not hasattr(own, "client"):
-            own.client = Client(url, api_key, limits)
+            own.client = Client(url, api_key, options)
         client: Client = own.client
         attempt = 0
         while True:
@@ -2150,21 +1786,21 @@ def asker(url: str, api_key: str | None, limits: Limits) -> Ask:
             try:
                 return client.complete(body, schema)
             except RequestError as error:
-                if not error.retryable or attempt > limits.max_retries:
+                if classify(error) != LATER or attempt > options.max_retries:
                     raise
-                never.wait(min(max(backoff(attempt), error.retry_after), limits.total))
+                never.wait(min(max(backoff(attempt), error.retry_after), options.request_timeout))
 
     return ask
 
 
-# ---- preflight ------------------------------------------------------------------------------------------
-
+MAX_THREADS = 1000
+PROBE_SECONDS = 10.0
 OUT_OF_ORDER = frozenset({502, 503, 504})  # what a proxy says of a server that is not there, or a server that loads
 LOADING_POLL_SECONDS = 0.5
 
 
 def preflight(
-    urls: list[str], threads: list[int | None], api_key: str | None, patience: float, say: Callable[[str], None]
+    urls: Sequence[str], threads: Sequence[int | None], api_key: str | None, patience: float, say: Callable[[str], None]
 ) -> tuple[list[Endpoint], dict[str, UnreachableError]]:
     """What each server says of itself, and by their URLs what is wrong with those that are not there yet.
 
@@ -2199,7 +1835,7 @@ def look_at(url: str, threads: int | None, api_key: str | None, key_variable: st
     Without a number of threads it gets as many as it has slots. /health, /v1/models and /props are each optional:
     only a llama-server has all three.
     """
-    with contextlib.closing(Client(url, api_key, Limits(PROBE_SECONDS))) as client:
+    with contextlib.closing(Client(url, api_key, Options())) as client:
         try:
             client.get("/health")
         except RequestError as error:
@@ -2301,6 +1937,387 @@ def longest_prompt(state: EvalState) -> int:
     """About how many tokens the longest prompt of a run has."""
     question = max(len(task.question) for task in state.tasks)
     return (question + len(state.prompt.template) + len(state.prompt.system or "")) // CHARACTERS_PER_TOKEN
+
+
+# ---- graders --------------------------------------------------------------------------------------------
+
+
+class Grader(ABC):
+    """Turns a task and its response into a Grade; `threads` of them may ask it to at the same time.
+
+    `settings` determine its verdicts, and are kept with the run.
+    """
+
+    name: str
+    needs: ClassVar[dict[str, str]] = {}  # the options that it must be given, each with a description
+    instant = False  # whether a run that is stopped can wait for it
+    settings: dict[str, Any]
+
+    def __init__(self, answer_format: str, options: Options) -> None:
+        self.answer_format = answer_format
+        self.threads = options.grader_threads
+
+    @abstractmethod
+    def grade(self, task: Task, response: Response) -> Grade:
+        """The verdict on `response`; "ungraded" with the reason as `explanation` where the grader itself fails."""
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
+        """End at once what the grader has running outside of this process."""
+
+
+class RegexGrader(Grader):
+    """Grades by the text rules above: the answer found must be the expected one."""
+
+    name = "regex"
+    instant = True
+
+    def __init__(self, answer_format: str, options: Options) -> None:
+        super().__init__(answer_format, options)
+        self.threads = 1
+        self.settings = {"name": self.name}
+
+    def grade(self, task: Task, response: Response) -> Grade:
+        """Correct, incorrect, or truncated / no_answer where the response holds no answer."""
+        kind = kind_of(task.expected)
+        found = find_answer(response.content, self.answer_format, response.finish_reason, kind)
+        return grade_found(found, task, response, self.name)
+
+
+def grade_found(found: Found, task: Task, response: Response, grader: str) -> Grade:
+    """The Grade of what was found in a response: correct when it stands for the expected answer."""
+    answer = kind_of(task.expected).parse(found.answer) if found.answer is not None else None
+    if found.answer is None:
+        verdict = "truncated" if response.finish_reason in CUT_OFF else "no_answer"
+        found = replace(found, method="loop") if response.finish_reason == LOOP else found
+    else:
+        verdict = "correct" if answer == task.expected else "incorrect"
+    return Grade(
+        verdict=verdict,
+        answer=answer or found.answer,
+        method=found.method,
+        grader=grader,
+        confident=found.confident,
+        explanation=METHODS[found.method],
+        review=review_note(verdict, found, task, response),
+    )
+
+
+def review_note(verdict: str, found: Found, task: Task, response: Response) -> str | None:
+    """Why a person should look at a verdict, if there is a reason to."""
+    if verdict != "correct" and stands_in(task.expected, response.content):
+        return "the expected number stands in the response, but was not found to be its answer"
+    if verdict == "no_answer" or found.method == "loop":
+        return METHODS[found.method]
+    if found.answer is not None and kind_of(task.expected).parse(found.answer) is None:
+        return f"the answer that was found is no {kind_of(task.expected).name}"
+    return METHODS[found.method] if found.answer is not None and not found.confident else None
+
+
+def stands_in(number: str, content: str) -> bool:
+    """Whether an integer equal to `number` stands in the answering part of a response."""
+    numbers = NUMBER.findall(ascii_text(final_part(content) or ""))
+    return any("." not in written and canonical(written) == number for written in numbers)
+
+
+# The judge is shown no expected answer, so that it can only read what the response says, not wish it right.
+JUDGE_PROMPT = """\
+Below are a question and a response to it. Which answer does the response give as its final one?
+
+<question>
+{question}
+</question>
+
+<response>
+{response}
+</response>
+
+Do not solve the question, and do not correct the response: report its answer even if you think that it is wrong. \
+Reply with nothing but this JSON object: {"answer": "..."}, with {kind} in the place of the dots. Where the \
+response gives no final answer, or leaves several to choose from, reply with {"answer": null}."""
+JUDGED_LENGTH = 20_000  # characters, the last ones, that a judge is shown of a response: answers stand at the end
+JUDGE_SCHEMA = object_schema(answer={"type": ["string", "null"]})
+UNSEEN = "the answer that the judge read does not stand in the response in digits"
+NO_ANSWER = frozenset({"", "null", "none", "no answer", "no final answer", "not given", "n/a"})
+Ask = Callable[[dict[str, Any], dict[str, Any]], Response]  # sends a request with a JSON schema; raises RequestError
+
+
+class JudgeGrader(Grader):
+    """Has a model read the answer out of each response, and compares what it read; it never sees what is expected."""
+
+    name = "llm"
+    needs: ClassVar = {"judge_endpoint": "--judge-endpoint URL: the server that judges"}
+
+    def __init__(self, answer_format: str, options: Options) -> None:
+        super().__init__(answer_format, options)
+        self.rule = RegexGrader(answer_format, options)
+        self.ask = asker(
+            str(options.judge_endpoint),
+            options.judge_api_key,
+            replace(
+                options,
+                stall_timeout=options.grader_timeout,
+                request_timeout=options.grader_timeout,
+                max_retries=options.grader_retries,
+                loop_stop=True,
+            ),
+        )
+        model = encodable(options.judge_model) if options.judge_model else None
+        self.settings = {"name": self.name, "judge_model": model, "judge_prompt": JUDGE_PROMPT}
+
+    def grade(self, task: Task, response: Response) -> Grade:
+        """The verdict on what the judge read; the grade by rule where there is nothing for it to read."""
+        return self.judged(task, response, self.rule.grade(task, response))
+
+    def judged(self, task: Task, response: Response, rule: Grade) -> Grade:
+        """The judge's Grade, with the one by `rule` beside it."""
+        text = answering_part(response)
+        if not text:
+            return rule
+        kind = kind_of(task.expected)
+        prompt = fill(JUDGE_PROMPT, question=task.question, response=text, kind=kind.judged)
+        try:
+            reply = self.ask(judge_request(prompt, self.settings["judge_model"]), JUDGE_SCHEMA)
+        except RequestError as error:
+            return ungraded(JudgeGrader.name, f"the judge gave no reply: {error}", prompt=prompt, rule=rule)
+        said: dict[str, Any] = {"prompt": prompt, "reply": reply.content, "rule": rule}
+        found = read_judgement(reply, kind)
+        if found is None:
+            reason = f"the judge's reply holds no answer to read: {one_line(reply.content)!r}"
+            return ungraded(JudgeGrader.name, reason, **said)
+        grade = replace(grade_found(found, task, response, JudgeGrader.name), **said)
+        if found.answer is None or not kind.numeric or stands_in(str(grade.answer), text):
+            return grade
+        return replace(grade, confident=False, review=UNSEEN)
+
+
+class CascadeGrader(JudgeGrader):
+    """Grades by rule, and asks the judge only about responses in which the rule found no confident answer."""
+
+    name = "cascade"
+
+    def grade(self, task: Task, response: Response) -> Grade:
+        """The grade by rule if that is sure of it, else the judge's."""
+        rule = self.rule.grade(task, response)
+        return rule if rule.confident else self.judged(task, response, rule)
+
+
+def ungraded(grader: str, reason: str, **more: Any) -> Grade:
+    """The Grade of a response on which the grader failed to give a verdict."""
+    return Grade("ungraded", None, "none", grader, confident=False, explanation=reason, **more)
+
+
+def answering_part(response: Response) -> str:
+    """What a judge is shown of a response: not its reasoning, and not the word at which it was cut off."""
+    text = (final_part(response.content) or "").strip()
+    if response.finish_reason in CUT_OFF:
+        text = text[: -len(text.split()[-1])].rstrip() if text else ""
+    return text if len(text) <= JUDGED_LENGTH else "[...] " + text[-JUDGED_LENGTH:]
+
+
+def judge_request(prompt: str, model: str | None) -> dict[str, Any]:
+    """The chat completion request that puts `prompt` to a judge."""
+    body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0}
+    return {**({"model": model} if model else {}), **body}
+
+
+def read_judgement(reply: Response, kind: Kind) -> Found | None:
+    """The answer in a judge's reply, {"answer": ...} or bare, or its word that there is none; else None."""
+    text = (final_part(reply.content) or "").strip()
+    given = json_answers(text)
+    answer = given[-1] if given else None if reply.finish_reason in CUT_OFF else text
+    if given and (
+        answer is None or (isinstance(answer, str) and answer.strip().lower().removesuffix(".") in NO_ANSWER)
+    ):
+        return Found(None, "judge found none")
+    if not isinstance(answer, str) or is_placeholder(answer):
+        return None
+    # Words are no answer: neither "unknown", nor "twelve", which would count as a wrong one.
+    readable = kind.parse(answer) is not None or (given and kind.value.search(answer))
+    return unless_hedged(answer, "judge", kind) if readable else None
+
+
+SCRIPT_NAME = re.compile(r"[^-{].*\.(?:py|sh|js|ts|rb|pl|lua|php|R)")
+DRAIN_SECONDS = 1.0  # in which a command that was killed has ended
+OUTPUT_LENGTH = 100_000  # bytes, the last ones, that are kept of what a command prints
+OUTPUT_LIMIT = 1 << 26  # bytes; a command that prints more is ended
+OUTPUT_LOOK_SECONDS = 0.1  # between two looks at how much it has printed
+PYTHON_CRASH = "Traceback (most recent call last):"
+
+
+class CommandGrader(Grader):
+    """Has a command of the user's grade each response: it gets the task as JSON and answers by its exit status."""
+
+    name = "cli"
+    needs: ClassVar = {"grader_cmd": "--grader-cmd COMMAND: what grades a response"}
+
+    def __init__(self, answer_format: str, options: Options) -> None:
+        super().__init__(answer_format, options)
+        self.rule = RegexGrader(answer_format, options)
+        self.secrets = (options.api_key, options.judge_api_key)
+        command = options.grader_cmd or ""
+        self.words = parse_command(command)
+        self.timeout = options.grader_timeout
+        self.settings = {"name": self.name, "command": redact(encodable(command), *self.secrets)}
+        self.lock = threading.Lock()
+        self.closed = False
+        self.running: set[subprocess.Popen[bytes]] = set()
+
+    def grade(self, task: Task, response: Response) -> Grade:
+        """Correct for exit status 0, incorrect for 1, ungraded for everything else."""
+        rule = self.rule.grade(task, response)
+        if response.finish_reason == "length" and response.completion_tokens == 0:
+            return rule  # the prompt did not fit the context: there is nothing to grade
+        given = (rule.answer or "")[:MAX_ANSWER]  # an argument can only be so long
+        words = [fill(word, answer=given, expected=task.expected) for word in self.words]
+        try:
+            status, output, errors = self._run(words, command_input(task, response, rule.answer))
+        except (OSError, ValueError) as error:  # ValueError: an answer with a null byte cannot be an argument
+            return ungraded(self.name, f"the command cannot be started: {one_line(error)}", rule=rule)
+        said = command_output(output)
+        failure = command_failure(status, said, errors)
+        reply = output[-MAX_ANSWER:] or None
+        if failure:
+            return ungraded(self.name, failure, reply=reply, rule=rule)
+        answer = said.get("answer", rule.answer)
+        return Grade(
+            verdict="incorrect" if status else "correct",
+            answer=answer if answer is None or isinstance(answer, str) else json.dumps(answer),
+            method="command",
+            grader=self.name,
+            explanation=one_line(said.get("explanation") or METHODS["command"], 500),
+            reply=reply,
+            rule=rule,
+        )
+
+    def _run(self, words: list[str], given: str) -> tuple[int | str, str, str]:
+        """The exit status, or why it was ended, and the ends of both outputs of one run of the command."""
+        with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+            stdin.write(given.encode())
+            stdin.seek(0)
+            process = self._start(words, stdin, stdout, stderr)
+            status = wait_for(process, self.timeout, stdout, stderr)
+            end_group(process)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(DRAIN_SECONDS)
+            with self.lock:
+                self.running.discard(process)
+            output, errors = (redact(end_of(file), *self.secrets) for file in (stdout, stderr))
+        return status, output, errors
+
+    def _start(self, words: list[str], *streams: IO[bytes]) -> subprocess.Popen[bytes]:
+        """The command, running in a process group of its own, so that the processes it starts can be ended with it."""
+        with self.lock:
+            if self.closed:
+                raise OSError("the run was stopped")
+            stdin, stdout, stderr = streams
+            process = subprocess.Popen(words, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True)
+            self.running.add(process)
+        return process
+
+    def close(self) -> None:
+        """End the commands that are still running, and start no more."""
+        with self.lock:
+            self.closed = True
+            for process in self.running:
+                end_group(process)
+
+
+def wait_for(process: subprocess.Popen[bytes], timeout: float, *outputs: IO[bytes]) -> int | str:
+    """The exit status of a command, or the reason why it must be ended: too long, or too much printed."""
+    until = time.monotonic() + timeout
+    while (left := until - time.monotonic()) > 0:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(min(left, OUTPUT_LOOK_SECONDS))
+        if any(os.fstat(output.fileno()).st_size > OUTPUT_LIMIT for output in outputs):
+            return f"the command printed more than {OUTPUT_LIMIT >> 20} MiB"
+    return f"the command took longer than {timeout:g} s"
+
+
+def end_of(file: IO[bytes]) -> str:
+    """The end of what a command has printed into a file."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - OUTPUT_LENGTH))
+    return file.read().decode("utf-8", "replace")
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a command and what it has started, as far as that is still running."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def parse_command(command: str) -> list[str]:
+    """The words of a command line, split as a shell would; raises UsageError, or GraderError when it cannot run."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"--grader-cmd cannot be split into words: {error}") from None
+    if not words:
+        raise UsageError("--grader-cmd is empty: give the command that grades a response")
+    program = words[0]
+    if shutil.which(program) is None:
+        hint = f"; write ./{program}" if os.path.isfile(program) and os.sep not in program else ""
+        hint = f"; chmod +x {program}" if os.path.isfile(program) and os.sep in program else hint
+        raise GraderError(f"the grader command '{program}' cannot be run: there is no such executable{hint}")
+    if len(words) > 1 and SCRIPT_NAME.fullmatch(words[1]) and not os.path.isfile(words[1]):
+        raise GraderError(f"the grader command cannot be run: there is no script '{words[1]}'")
+    if os.sep in program and is_bare_script(program):
+        raise GraderError(
+            f"the grader command '{program}' cannot be run: its first line must name an interpreter, as #!"
+        )
+    return words
+
+
+def is_bare_script(path: str) -> bool:
+    """Whether an executable file is text without the line that names its interpreter."""
+    with open(path, "rb") as file:
+        start = file.read(100)
+    return not start.startswith(b"#!") and b"\0" not in start and start.isascii()
+
+
+def command_input(task: Task, response: Response, answer: str | None) -> str:
+    """What a grader command gets on its standard input: one JSON object, in ASCII."""
+    return json.dumps(
+        {
+            "task_id": task.id,
+            "dataset": task.id.removesuffix(f"/{task.problem}#{task.sample}"),
+            "question": task.question,
+            "expected": task.expected,
+            "answer": answer,
+            "response": response.content,
+            "reasoning": response.reasoning,
+            "finish_reason": response.finish_reason,
+        }
+    )
+
+
+def command_output(output: str) -> dict[str, Any]:
+    """The JSON object that a grader command has printed, as its whole output or last line; else an empty one."""
+    for text in (output, output.rstrip().rpartition("\n")[2]):
+        with contextlib.suppress(ValueError, RecursionError):
+            return typed(json.loads(text), dict)
+    return {}
+
+
+def command_failure(status: int | str, said: dict[str, Any], errors: str) -> str | None:
+    """Why one run of a grader command is no verdict, with the end of what it wrote to stderr; None if it is one."""
+    if isinstance(status, str):
+        reason = status
+    elif status < 0:
+        reason = f"the command was ended by signal {-status}"
+    elif status > 1:
+        reason = f"the command ended with status {status}"
+    elif status == 1 and PYTHON_CRASH in errors and "correct" not in said:
+        reason = "the command crashed"  # Python's exit status for that is 1, too
+    elif said.get("correct", not status) is not (not status):
+        reason = f'the command contradicts itself: status {status}, but "correct": {json.dumps(said["correct"])}'
+    else:
+        return None
+    return f"{reason}: {one_line(errors.strip()[-150:])}" if errors.strip() else reason
+
+
+GRADERS: dict[str, type[Grader]] = {
+    kind.name: kind for kind in (RegexGrader, JudgeGrader, CommandGrader, CascadeGrader)
+}
 
 
 # ---- statistics -----------------------------------------------------------------------------------------
@@ -2537,7 +2554,7 @@ def review_list(state: EvalState) -> list[dict[str, str]]:
     return [{"task": task_id, "reason": grade.review} for task_id, grade in grades if grade and grade.review]
 
 
-# ---- state on disk --------------------------------------------------------------------------------------
+# ---- state ----------------------------------------------------------------------------------------------
 
 GRADER_SETTINGS = frozenset({"grader", "judge model", "judge prompt", "command"})
 DUMP_SHARE = 0.02  # of the run's time at the most goes into writing the state
@@ -2768,9 +2785,6 @@ def write_atomically(path: Path, pieces: Iterable[str]) -> None:
             os.unlink(scratch)
 
 
-# ---- journal --------------------------------------------------------------------------------------------
-
-
 class StateFile:
     """The file of a run, and beside it a journal of the tasks that have finished since it was written last.
 
@@ -2891,7 +2905,9 @@ def load_state(path: Path, warn: Callable[[str], None]) -> EvalState:
     return state
 
 
-# ---- backlog --------------------------------------------------------------------------------------------
+# ---- pool -----------------------------------------------------------------------------------------------
+#
+# Who does which task when: the Pool knows the endpoints and the open tasks, each Worker asks one endpoint.
 
 DOUBTFUL = 5  # tasks in a row that fail at a server before the fault is taken to be the server's
 MAX_LOSSES = 10  # times that a server may break down over a task before the fault is taken to be the task's
@@ -2915,40 +2931,38 @@ class Attempt:
 
 @dataclass(eq=False)
 class Service:
-    """An endpoint as it serves.
+    """An endpoint as it serves: "up", or "down" after a fault, or then on "trial" with a single task.
 
-    It is "up", or after a fault "down", then "probed" by one of its threads, then on "trial" until one of them has
-    a task, "tried" until that has a token, and so up or down again; or it is "gone" for good.
+    `tester` is the thread that looks at it and tries it. `suspects` are the tasks that have failed since it last
+    completed one: their failures count once it completes another, which shows that the fault was not its own.
     """
 
     endpoint: Endpoint
     status: str = "up"
     served: bool = False  # something, since it was last out
     answers_by_name: bool = False  # its responses have told a name that /v1/models has, too
-    suspects: list[Attempt] = field(default_factory=list)  # what has failed since it last completed something
-    outages: int = 0  # since then
+    suspects: list[Attempt] = field(default_factory=list)
+    outages: int = 0  # since it last completed something
     retry_at: float = 0.0
+    tester: int | None = None
 
 
-class Backlog:
-    """The tasks that are still to be done, for the threads of all endpoints, and the state that those are in.
+class Pool:
+    """The tasks that are still to be done, and the endpoints that do them; for the threads of all of these.
 
     An endpoint that breaks down is sent nothing but a look at it now and then, and is let back in with a single
-    task. What fails because of it goes to the others. `tell` is given a line on each such event, to print unless it
+    task. Its other tasks go to the other endpoints. `tell` is given a line on each such event, to print unless it
     is empty, and an EndpointError once no endpoint is left for good.
     """
 
     def __init__(self, services: list[Service], max_retries: int, tell: Callable[[str | EndpointError], None]) -> None:
-        self.services = services
+        self.services = list(services)  # those that are gone for good are taken out
         self.max_retries = max_retries
         self.tell = tell
         self.changed = threading.Condition()
         self.ready: deque[Attempt] = deque()
-        self.later: list[
-            tuple[float, int, Attempt]
-        ] = []  # a heap, of when, a number to tell equal times apart, and what
+        self.later: list[tuple[float, int, Attempt]] = []  # a heap: when, a number that no two share, what
         self.left = 0
-        self.out_for = 0.0  # seconds for which none was in service, in all, since one completed a task
         self.out_since: float | None = None  # when the last one broke down
         self.reason = ""
         self.stopped = False
@@ -2960,20 +2974,19 @@ class Backlog:
 
     def take(self, service: Service) -> Attempt | Service | None:
         """Wait for something to do: a task, or the service itself, which is to be looked at; None at the end."""
+        me = threading.get_ident()
         with self.changed:
-            while self.left and not self.stopped and service.status != "gone":
-                now = time.monotonic()
+            while self.left and not self.stopped and service in self.services:
+                now, wake = time.monotonic(), None
                 while self.later and self.later[0][0] <= now:
                     self.ready.appendleft(heapq.heappop(self.later)[2])
-                wake = None
-                if service.status == "down":
+                if service.status == "down" and service.tester is None:
                     wake = service.retry_at
                     if wake <= now:
-                        service.status = "probed"
+                        service.tester = me
                         return service
-                elif service.status in ("up", "trial"):
+                elif service.status == "up" or (service.status == "trial" and service.tester == me):
                     if self.ready:
-                        service.status = "up" if service.status == "up" else "tried"
                         return self.ready.popleft()
                     wake = self.later[0][0] if self.later else None
                 self.changed.wait(wake and wake - now)
@@ -2982,10 +2995,8 @@ class Backlog:
     def alive(self, service: Service) -> None:
         """Note that an endpoint has sent a token."""
         with self.changed:
-            if service.status not in ("up", "gone"):
-                service.status = "up"
-                if self.out_since is not None:
-                    self.out_for += time.monotonic() - self.out_since
+            if service.status != "up" and service in self.services:
+                service.status, service.tester = "up", None
                 self.out_since = None
                 self.changed.notify_all()
 
@@ -2996,93 +3007,103 @@ class Backlog:
             if service.outages:
                 self.tell(f"{service.endpoint.url} is back in service")
             service.served, service.outages = True, 0
+            for suspect in service.suspects:
+                suspect.failures += 1
             service.suspects.clear()
-            self.out_for = 0.0
             self._settle()
 
-    def fail(self, service: Service, attempt: Attempt, error: RequestError, healthy: bool) -> bool:
-        """Note that a request failed, at a server that is `healthy` or not; returns whether that ends its task."""
+    def fail(self, service: Service, attempt: Attempt, error: Exception, remedy: str) -> bool:
+        """Note that a request failed, and what `classify` makes of it; returns whether that ends its task."""
         with self.changed:
-            alone = not any(other.status == "up" for other in self.services if other is not service)
-            if not healthy:
+            if remedy == GONE:
+                self._dismiss(service, str(error))
+                return self._put_back(attempt)
+            if remedy == DOWN:
                 attempt.losses += 1
-            elif service.status == "tried" and alone:  # it is there, and nobody else to ask: so it may be the task
+                self._take_out(service, error)
+                return self._put_back(attempt)
+            if isinstance(error, DeadlineError):  # the server was at work, but not fast enough
                 attempt.failures += 1
-                service.outages = 1  # so that there is not much of a pause
-                self._take_out(service, str(error), error.retry_after)
-                return self._try_again(attempt, self.max_retries, backoff(attempt.failures))
-            elif service.status == "up":
-                attempt.failures += 1
-                suspected = not isinstance(error, DeadlineError)  # it was at work, but not fast enough
-                service.suspects += [attempt] if suspected else []
-                if not suspected or len(set(service.suspects)) < (2 if service.outages else DOUBTFUL):
-                    return self._try_again(attempt, self.max_retries, max(backoff(attempt.failures), error.retry_after))
-                self._acquit(service)
-            self._take_out(service, str(error), error.retry_after)
-            if attempt.losses > MAX_LOSSES:
-                attempt.error = f"servers broke down {attempt.losses} times over it, the last time: {error}"
-                self._settle()
-                return True
-            # Once may be chance; if it was not, the others should have had their turn before.
-            (self.ready.append if attempt.losses > 1 else self.ready.appendleft)(attempt)
-            self.changed.notify_all()
-            return False
+            elif service.status != "down":
+                service.suspects.append(attempt)
+            return self._refused(service, attempt, error) if remedy == NEVER else self._missed(service, attempt, error)
 
-    def refuse(self, service: Service, attempt: Attempt, error: RequestError) -> bool:
-        """Note that a server refused a request for good; returns whether that ends its task.
+    def _refused(self, service: Service, attempt: Attempt, error: Exception) -> bool:
+        """Another server may take what one refuses; a server that refuses task after task is the wrong one to ask."""
+        if len(set(service.suspects)) >= DOUBTFUL:
+            self._dismiss(service, f"{service.endpoint.url} refuses one task after the other ({error})")
+            return self._put_back(attempt)
+        others = sum(other is not service for other in self.services)
+        return self._try_again(attempt, min(others, self.max_retries), BACKOFF_SECONDS)
 
-        Another server may take it; one that refuses task after task is the wrong one to ask.
-        """
+    def _missed(self, service: Service, attempt: Attempt, error: Exception) -> bool:
+        """A failure at a server that is there may be chance, the task's fault, or after several tasks the server's."""
+        pause = backoff(self.failures(attempt))
+        if service.status == "trial" and self._alone(service):  # nobody else to ask: so it may be the task
+            attempt.failures, service.outages = self.failures(attempt), 1  # so that there is not much of a pause
+            self._take_out(service, error)
+            return self._try_again(attempt, self.max_retries, pause)
+        doubtful = len(set(service.suspects)) >= (2 if service.outages else DOUBTFUL)
+        if service.status == "up" and not doubtful:
+            return self._try_again(attempt, self.max_retries, max(pause, waiting_time(error)))
+        self._take_out(service, error)
+        return self._put_back(attempt)
+
+    def failures(self, attempt: Attempt) -> int:
+        """How often a task has failed itself, as far as is known now."""
         with self.changed:
-            attempt.failures += 1
-            service.suspects.append(attempt)
-            if len(set(service.suspects)) >= DOUBTFUL:
-                self._acquit(service)
-                self.dismiss(service, f"{service.endpoint.url} refuses one task after the other ({error})", attempt)
-                return False
-            others = sum(other is not service and other.status != "gone" for other in self.services)
-            return self._try_again(attempt, min(others, self.max_retries), BACKOFF_SECONDS)
+            return attempt.failures + sum(service.suspects.count(attempt) for service in self.services)
 
     def _try_again(self, attempt: Attempt, max_retries: int, wait: float) -> bool:
-        """Put back what has failed, to be taken after a while; returns whether it has failed too often for that."""
-        if attempt.failures > max_retries:
+        """Put back a task that failed, to be taken after a while; returns whether it has failed too often for that."""
+        failures = self.failures(attempt)
+        if failures > max_retries:
             self._settle()
             return True
         name = f"{attempt.task.problem}#{attempt.task.sample}"
-        self.tell(f"{name} is tried again, for the {ordinal(attempt.failures)} time: {attempt.error}")
+        self.tell(f"{name} is tried again, for the {ordinal(failures)} time: {attempt.error}")
         heapq.heappush(self.later, (time.monotonic() + wait, random.getrandbits(64), attempt))
         self.changed.notify_all()
         return False
 
-    def _acquit(self, service: Service) -> None:
-        """Count nothing against the tasks that have failed because of a server."""
-        for suspect in service.suspects:
-            suspect.failures -= 1
-        service.suspects.clear()
+    def _put_back(self, attempt: Attempt) -> bool:
+        """Put back a task that lost its server; returns whether that has happened too often."""
+        if attempt.losses > MAX_LOSSES:
+            attempt.error = f"servers broke down {attempt.losses} times over it, the last time: {attempt.error}"
+            self._settle()
+            return True
+        # Once may be chance; if it was not, the others should have had their turn before.
+        (self.ready.append if attempt.losses > 1 else self.ready.appendleft)(attempt)
+        self.changed.notify_all()
+        return False
 
-    def looked_at(self, service: Service, trouble: str | None) -> None:
-        """Note the outcome of a look at an endpoint that is out of service: it can be tried unless in `trouble`."""
+    def looked_at(self, service: Service, trouble: Exception | None) -> None:
+        """Note the outcome of a look at an endpoint that is down: it can be tried unless in `trouble`."""
         with self.changed:
-            if service.status != "probed":  # something that was still on its way has told more
-                return
+            if service.status != "down" or service.tester != threading.get_ident():
+                return  # a request that was still on its way has told more
             if trouble is None:
                 service.status = "trial"
-                self.changed.notify_all()
+            elif classify(trouble) == GONE:
+                self._dismiss(service, str(trouble))
             else:
-                self._take_out(service, trouble, 0.0)
-
-    def dismiss(self, service: Service, reason: str, attempt: Attempt | None = None) -> None:
-        """Take an endpoint out for good; what it was asked goes to the others."""
-        with self.changed:
-            if attempt:
-                self.ready.appendleft(attempt)
-            if service.status != "gone":
-                service.status = "gone"
-                last = all(other.status == "gone" for other in self.services)
-                hint = "set the key, the model or the URL right, and resume"
-                self.tell(EndpointError(f"{reason}: {hint}") if last else f"WARNING: {reason}; going on without it")
-            self._note_outage(reason)
+                self._take_out(service, trouble)
             self.changed.notify_all()
+
+    def dismiss(self, service: Service, reason: str, attempt: Attempt) -> None:
+        """Take an endpoint out for good; its task goes to the others."""
+        with self.changed:
+            self._dismiss(service, reason)
+            self._put_back(attempt)
+
+    def _dismiss(self, service: Service, reason: str) -> None:
+        if service in self.services:
+            self.services.remove(service)
+            hint = "set the key, the model or the URL right, and resume"
+            last = not self.services
+            self.tell(EndpointError(f"{reason}: {hint}") if last else f"WARNING: {reason}; going on without it")
+        self._note_outage(reason)
+        self.changed.notify_all()
 
     def outage(self) -> float | None:
         """Seconds for which no endpoint has been in service; None while there is one, or one is tried.
@@ -3090,10 +3111,10 @@ class Backlog:
         One that sends tokens is, even where it is not sent anything new.
         """
         with self.changed:
-            if self.out_since is None or any(service.status in ("up", "tried") for service in self.services):
+            if self.out_since is None or not all(service.status == "down" for service in self.services):
                 return None
-            heard = (WATCHDOG.lively.get(service.endpoint.url, 0.0) for service in self.services)
-            return self.out_for + time.monotonic() - max(self.out_since, *heard)
+            heard = (WATCHDOG.heard.get(service.endpoint.url, 0.0) for service in self.services)
+            return time.monotonic() - max([self.out_since, *heard])
 
     def stop(self) -> list[Attempt]:
         """Give out no more tasks; returns those that have been tried and put back."""
@@ -3102,23 +3123,34 @@ class Backlog:
             self.changed.notify_all()
             return [attempt for attempt in (*self.ready, *(entry[2] for entry in self.later)) if attempt.started]
 
+    def unfinished(self, attempt: Attempt) -> TaskState:
+        """The state of a task that has been tried, but is not done with."""
+        attempts = self.failures(attempt) + attempt.losses
+        known = {name: getattr(attempt, name) for name in ("endpoint", "error", "started", "partial")}
+        return TaskState(attempts=attempts, **known)
+
     def _settle(self) -> None:
         self.left -= 1
         if not self.left:
             self.changed.notify_all()
 
-    def _take_out(self, service: Service, reason: str, wait: float) -> None:
-        """Send an endpoint nothing for a while, unless it is out already."""
-        if service.status in ("down", "gone"):
+    def _alone(self, service: Service) -> bool:
+        return not any(other.status == "up" for other in self.services if other is not service)
+
+    def _take_out(self, service: Service, error: Exception) -> None:
+        """Send an endpoint nothing for a while, unless it is out already. Its suspects are not to blame."""
+        if (service.status == "down" and service.tester is None) or service not in self.services:
             return
-        service.status, service.served = "down", False
+        service.suspects.clear()
+        service.status, service.served, service.tester = "down", False, None
         service.outages += 1
         pause = min(PROBE_LIMIT, PROBE_AFTER * 2 ** min(service.outages - 1, 10)) * random.uniform(0.5, 1)
-        service.retry_at = time.monotonic() + max(pause, min(wait, RETRY_AFTER_OUTAGE))
-        self._note_outage(reason)
-        others = any(other.status == "up" for other in self.services)
-        follows = "what it was working on goes to the others" if others else "it is looked at again now and then"
-        text = f"WARNING: {service.endpoint.url} is out of service: {reason}; {follows}"
+        service.retry_at = time.monotonic() + max(pause, min(waiting_time(error), RETRY_AFTER_OUTAGE))
+        self._note_outage(str(error))
+        follows = "it is looked at again now and then"
+        if not self._alone(service):
+            follows = "what it was working on goes to the others"
+        text = f"WARNING: {service.endpoint.url} is out of service: {error}; {follows}"
         self.tell(text if service.outages == 1 else "")
         self.changed.notify_all()
 
@@ -3128,14 +3160,16 @@ class Backlog:
             self.out_since = time.monotonic()
 
 
+def waiting_time(error: Exception) -> float:
+    """The seconds that a server asks to wait before the next request."""
+    return error.retry_after if isinstance(error, RequestError) else 0.0
+
+
 def ordinal(number: int) -> str:
     """1 as "1st", and so on."""
     return f"{number}" + ("th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th"))
 
 
-# ---- workers --------------------------------------------------------------------------------------------
-
-REFUSALS = frozenset({401, 403, 404})  # of the key, the model or the path: each task would meet with the same
 NOTHING = Response("", "", "length", None, None, 0, None, 0.0)
 
 
@@ -3154,30 +3188,25 @@ Handover = Finished | Notice | BaseException
 class Worker(threading.Thread):
     """One thread of an endpoint: takes tasks until there are none, and looks after the endpoint when it is down.
 
-    Whatever comes of that is passed to `hand_over`; an unforeseen error, too.
+    The outcome of each is passed to `hand_over`; an unforeseen error, too.
     """
 
     def __init__(
-        self,
-        service: Service,
-        client: Client,
-        backlog: Backlog,
-        state: EvalState,
-        hand_over: Callable[[Handover], None],
+        self, service: Service, client: Client, pool: Pool, state: EvalState, hand_over: Callable[[Handover], None]
     ) -> None:
         super().__init__(daemon=True)  # so that a stopped run does not wait for answers that nobody will read
         self.service = service
         self.client = client
-        self.backlog = backlog
+        self.pool = pool
         self.state = state
         self.hand_over = hand_over
-        client.on_first_token = lambda: backlog.alive(service)
+        client.on_first_token = lambda: pool.alive(service)
         client.rejects_schema = service.endpoint.rejects_schema
 
     def run(self) -> None:
-        """What the thread does."""
+        """Work until there is nothing left to do."""
         try:
-            while (item := self.backlog.take(self.service)) is not None:
+            while (item := self.pool.take(self.service)) is not None:
                 if isinstance(item, Service):
                     self._look()
                     continue
@@ -3203,20 +3232,37 @@ class Worker(threading.Thread):
         except ContextOverflowError as error:  # cut off, maybe before its first token
             response, reason = replace(error.partial or NOTHING, finish_reason="length"), str(error)
         except RequestError as error:
-            attempt.partial = max(attempt.partial, error.partial, key=lambda partial: len(text_of(partial)))
-            if self.backlog.stopped:
-                return unfinished(attempt)
-            attempt.error = str(error)
-            if not self._is_final(attempt, error):
-                return None
-            return replace(unfinished(attempt), status="error", finished=timestamp())
+            return self._failed(attempt, error)
         if self._is_another_model(response):
             now = f"now answers as '{one_line(response.model, 60)}', which is not the model of this run"
-            self.backlog.dismiss(self.service, f"{self.client.base_url} {now}", attempt)
+            self.pool.dismiss(self.service, f"{self.client.base_url} {now}", attempt)
             return None
-        self.backlog.complete(self.service)
-        done = replace(unfinished(attempt), attempts=attempt.failures + 1, finished=timestamp(), partial=None)
-        return replace(done, status="ungraded", response=response, error=reason)
+        self.pool.complete(self.service)
+        done = replace(self.pool.unfinished(attempt), attempts=self.pool.failures(attempt) + 1, partial=None)
+        return replace(done, status="ungraded", response=response, error=reason, finished=timestamp())
+
+    def _failed(self, attempt: Attempt, error: RequestError) -> TaskState | None:
+        """The state of a task whose request failed, if that was its last attempt; otherwise it has been put back."""
+        attempt.partial = max(attempt.partial, error.partial, key=lambda partial: len(text_of(partial)))
+        if self.pool.stopped:
+            return self.pool.unfinished(attempt)
+        attempt.error = str(error)
+        fault, remedy = self._fault(error)
+        final = self.pool.fail(self.service, attempt, fault, remedy)
+        return replace(self.pool.unfinished(attempt), status="error", finished=timestamp()) if final else None
+
+    def _fault(self, error: RequestError) -> tuple[Exception, str]:
+        """The fault behind a failed request and its remedy, after a look at the server unless that is clear."""
+        remedy = classify(error, self.service.served)
+        if remedy == GONE:
+            return EndpointError(f"{self.client.base_url} refuses the requests ({error})"), remedy
+        if remedy == LATER:
+            try:  # it may have restarted, with another model
+                self._look_at_endpoint()
+            except EndpointError as trouble:
+                remedy = classify(trouble)
+                return (trouble if remedy == GONE else error), remedy
+        return error, remedy
 
     def _is_another_model(self, response: Response) -> bool:
         """Remember whether the endpoint answers by a name that it lists; whether it did, and does so no more."""
@@ -3224,56 +3270,27 @@ class Worker(threading.Thread):
         self.service.answers_by_name |= response.model in names
         return self.service.answers_by_name and response.model is not None and response.model not in names
 
-    def _is_final(self, attempt: Attempt, error: RequestError) -> bool:
-        """Whether a failed request was the last attempt at its task; otherwise it has been put back."""
-        if error.status == 401 or (error.status in REFUSALS and not self.service.served):
-            self.backlog.dismiss(self.service, f"{self.client.base_url} refuses the requests ({error})", attempt)
-            return False
-        if not error.retryable:
-            return self.backlog.refuse(self.service, attempt, error)
-        try:  # what has failed may have restarted, with another model
-            self._look_at_endpoint()
-        except UnreachableError:
-            return self.backlog.fail(self.service, attempt, error, healthy=False)
-        except EndpointError as trouble:
-            self.backlog.dismiss(self.service, str(trouble), attempt)
-            return False
-        return self.backlog.fail(self.service, attempt, error, healthy=True)
-
     def _look_at_endpoint(self) -> Endpoint:
-        """What the endpoint says of itself now; raises EndpointError unless it can be used for the model of the run."""
+        """The endpoint as it describes itself now; raises EndpointError unless it serves the model of the run."""
         known = self.service.endpoint
         found = look_at(known.url, known.threads, self.client.api_key)
         choose_model(self.state.model, [found])
         return found
 
     def _look(self) -> None:
-        """Find out whether the endpoint, which is out of service, can be used again."""
+        """Find out whether the endpoint, which is down, can be used again."""
         known = self.service.endpoint
         try:
             found = self._look_at_endpoint()
-        except UnreachableError as error:
-            self.backlog.looked_at(self.service, str(error))
-        except EndpointError as error:
-            self.backlog.dismiss(self.service, str(error))
-        else:
-            found = replace(serving(found, self.state.model), rejects_schema=known.rejects_schema)
-            found = replace(found, models=found.models or known.models, props=found.props or known.props)
-            self.service.endpoint = found
-            told = describe(found)
-            self.hand_over(Notice("" if told == describe(known) else told, found))
-            self.backlog.looked_at(self.service, None)
-
-
-def unfinished(attempt: Attempt) -> TaskState:
-    """What there is to say of a task that has been tried, but is not done with."""
-    return TaskState(
-        endpoint=attempt.endpoint,
-        attempts=attempt.failures + attempt.losses,
-        error=attempt.error,
-        started=attempt.started,
-        partial=attempt.partial,
-    )
+        except EndpointError as trouble:
+            self.pool.looked_at(self.service, trouble)
+            return
+        found = replace(serving(found, self.state.model), rejects_schema=known.rejects_schema)
+        found = replace(found, models=found.models or known.models, props=found.props or known.props)
+        self.service.endpoint = found
+        told = describe(found)
+        self.hand_over(Notice("" if told == describe(known) else told, found))
+        self.pool.looked_at(self.service, None)
 
 
 def text_of(response: Response | None) -> str:
@@ -3299,8 +3316,6 @@ def task_seed(run_seed: int, task_id: str) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-# ---- processor ------------------------------------------------------------------------------------------
-
 WORD_SECONDS = 60.0  # between two words on waiting for an endpoint
 LEAVE_SECONDS = 1.0  # for the threads to hand over what they have when a run is stopped
 Report = Callable[[Task, TaskState], None]
@@ -3314,18 +3329,17 @@ class Processor:
     prints. Without services, the tasks that have a response are graded and the others left alone.
     """
 
-    def __init__(self, services: list[Service], grader: Grader, api_key: str | None, limits: Limits) -> None:
+    def __init__(self, services: list[Service], grader: Grader, options: Options) -> None:
         self.services = services
         self.grader = grader
-        self.api_key = api_key
-        self.limits = limits
+        self.options = options
         self.answered: queue.SimpleQueue[tuple[Task, TaskState, Response] | None] = queue.SimpleQueue()
         self.done: queue.SimpleQueue[Handover] = queue.SimpleQueue()
         # What `done` has carried, too: a signal may fall between taking a result from there and entering it.
         self.finished: dict[str, TaskState] = {}
-        self.backlog = Backlog(services, limits.max_retries, self._tell)
+        self.pool = Pool(services, options.max_retries, self._tell)
         self.workers: list[Worker] = []
-        self.next_word = 0.0  # seconds into an outage at which it is to be told, again
+        self.next_word = 0.0  # when an outage is to be told, again
 
     def _tell(self, news: str | EndpointError) -> None:
         self.done.put(Notice(news) if isinstance(news, str) else news)
@@ -3371,11 +3385,11 @@ class Processor:
                 self.answered.put((task, result, result.response))
                 graded += 1
             elif self.services:
-                self.backlog.put(task)
-        asked = self.backlog.left
+                self.pool.put(task)
+        asked = self.pool.left
         for service in self._seats()[: max(asked, len(self.services)) if asked else 0]:
-            client = Client(service.endpoint.url, self.api_key, self.limits)
-            self.workers.append(Worker(service, client, self.backlog, state, self._hand_over))
+            client = Client(service.endpoint.url, self.options.api_key, self.options)
+            self.workers.append(Worker(service, client, self.pool, state, self._hand_over))
         graders = [threading.Thread(target=self._grade, daemon=True) for _ in range(self.grader.threads)]
         for thread in [*self.workers, *graders[: asked + graded]]:
             thread.start()
@@ -3384,13 +3398,9 @@ class Processor:
     def _next(self, warn: Callable[[str], None]) -> Finished | Notice:
         """What a thread has handed over next; raises what it raised, and NoEndpointError after too long an outage."""
         while True:
-            outage = self.backlog.outage()
-            if outage is None:
-                wait = None
-                if self.backlog.out_since is None and not self.backlog.out_for:
-                    self.next_word = 0.0
-            else:
-                wait = max(0.0, min(self.next_word, self.limits.give_up_after) - outage)
+            outage, wait = self.pool.outage(), None
+            if outage is not None:
+                wait = max(0.0, min(self.next_word - time.monotonic(), self.options.give_up_after - outage))
             try:
                 item = self.done.get(timeout=wait)
             except queue.Empty:
@@ -3402,15 +3412,15 @@ class Processor:
 
     def _tell_of_outage(self, warn: Callable[[str], None]) -> None:
         """Say for how long there has been no endpoint; raises NoEndpointError if that is too long."""
-        outage = self.backlog.outage()
+        outage = self.pool.outage()
         if outage is None:
             return
-        if outage >= self.limits.give_up_after:
-            reason = f"no endpoint has been in service for {outage:.0f} s (the last: {self.backlog.reason})"
+        if outage >= self.options.give_up_after:
+            reason = f"no endpoint has been in service for {outage:.0f} s (the last: {self.pool.reason})"
             raise NoEndpointError(f"{reason}: resume when one is")
-        left = f"giving up in {self.limits.give_up_after - outage:.0f} s unless one comes back"
-        warn(f"WARNING: no endpoint is in service, {left}: {self.backlog.reason}")
-        self.next_word = outage + WORD_SECONDS
+        left = f"giving up in {self.options.give_up_after - outage:.0f} s unless one comes back"
+        warn(f"WARNING: no endpoint is in service, {left}: {self.pool.reason}")
+        self.next_word = time.monotonic() + WORD_SECONDS
 
     def _note(self, notice: Notice, state: EvalState, warn: Callable[[str], None]) -> None:
         """Print a notice, and enter what an endpoint says of itself into the state; what is known is not news."""
@@ -3436,7 +3446,7 @@ class Processor:
 
     def _finish(self, state: EvalState, file: StateFile) -> None:
         """Save everything that has finished, also what was not looked at yet, and break off what has not."""
-        given_back = self.backlog.stop()
+        given_back = self.pool.stop()
         WATCHDOG.end_all()
         self.grader.close()
         for _ in range(self.grader.threads):
@@ -3444,7 +3454,7 @@ class Processor:
         until = time.monotonic() + LEAVE_SECONDS
         for worker in filter(threading.Thread.is_alive, self.workers):  # a signal may come before all have started
             worker.join(max(0.0, until - time.monotonic()))
-        state.task_states.update({attempt.task.id: unfinished(attempt) for attempt in given_back})
+        state.task_states.update({attempt.task.id: self.pool.unfinished(attempt) for attempt in given_back})
         state.task_states.update(self.finished.copy())
         for task in state.tasks:
             result = state.task_states[task.id]
@@ -3460,10 +3470,10 @@ class Processor:
     def _grade(self) -> None:
         """One thread that grades: takes responses for as long as the run lasts."""
         try:
-            while (item := self.answered.get()) and not self.backlog.stopped:
+            while (item := self.answered.get()) and not self.pool.stopped:
                 task, result, response = item
                 grade = self.grader.grade(task, response)
-                if grade.verdict != "ungraded" or not self.backlog.stopped:  # which fails what is being graded
+                if grade.verdict != "ungraded" or not self.pool.stopped:  # which fails what is being graded
                     self._hand_over((task, graded(result, grade)))
         except BaseException as error:  # noqa: BLE001 - an unforeseen one, which the owner raises
             self._hand_over(error)
@@ -3619,11 +3629,11 @@ def announce(text: str) -> None:
 class Console:
     """Prints a run to stdout: plain lines, and on a terminal a progress bar below them."""
 
-    def __init__(self, state: EvalState, verbose: bool, quiet: bool) -> None:
+    def __init__(self, state: EvalState, options: Options) -> None:
         self.state = state
         self.before: dict[str, TaskState] = {}  # what is graded again, of which only the changes are of interest
-        self.verbose = verbose
-        self.quiet = quiet
+        self.verbose = options.verbose
+        self.quiet = options.quiet
         self.counts = Counter(s.status for s in state.task_states.values() if s.status in SCORED)
         self.bar: Any = None
 
@@ -3686,7 +3696,7 @@ class Console:
         self.bar = None
 
 
-# ---- simulator ------------------------------------------------------------------------------------------
+# ---- siblings -------------------------------------------------------------------------------------------
 
 SIMULATOR = HERE / "llama-server-simulator.py"
 SIMULATOR_START_SECONDS = 60.0  # it may have to import and read a hub dataset first
@@ -3726,17 +3736,15 @@ def simulator_url(process: subprocess.Popen[str], log: TextIO) -> str:
     raise EndpointError(f"the simulator did not start: {one_line(reason)}")
 
 
-# ---- report ---------------------------------------------------------------------------------------------
-
 REPORTER = HERE / "llama-eval-report.py"
 REPORT_SECONDS = 600.0  # that it may take to write the page
 
 
-def check_page(args: argparse.Namespace, state: Path) -> None:
+def check_page(options: Options, state: Path) -> None:
     """Raise UsageError when --report would write over something that is no report."""
-    if args.report is None:
+    if options.report is None:
         return
-    page = page_of(args, state)
+    page = page_of(options, state)
     if os.path.realpath(page) == os.path.realpath(state):
         raise UsageError(f"--report {page} is the state of the run itself: name another file")
     if not page.exists():
@@ -3750,19 +3758,19 @@ def check_page(args: argparse.Namespace, state: Path) -> None:
         raise UsageError(f"{page} exists and is not a report: name another file with --report")
 
 
-def page_of(args: argparse.Namespace, state: Path) -> Path:
-    """Where --report has the page of the run in the file at `state` written."""
-    return args.report if args.report.name else state.with_suffix(".html")
+def page_of(options: Options, state: Path) -> Path:
+    """The place at which --report has the page of the run in the file at `state` written."""
+    return options.report if options.report and options.report.name else state.with_suffix(".html")
 
 
-def report_row(args: argparse.Namespace, state: Path, end: BaseException | None) -> dict[str, str]:
+def report_row(options: Options, state: Path, end: BaseException | None) -> dict[str, str]:
     """Have the page of the run in the file at `state` written if one is asked for; returns the row that says so.
 
     A run that somebody has stopped gets none: they are waiting for it to end.
     """
-    if args.report is None or isinstance(end, Interrupted):
+    if options.report is None or isinstance(end, Interrupted):
         return {}
-    page = page_of(args, state)
+    page = page_of(options, state)
     command = [sys.executable, os.fspath(REPORTER), os.fspath(state.absolute()), "--output", os.fspath(page.absolute())]
     try:
         done = subprocess.run(
@@ -3778,38 +3786,22 @@ def report_row(args: argparse.Namespace, state: Path, end: BaseException | None)
     return {"report": f"{page}{f' ({complaint})' if complaint else ''}"}
 
 
-# ---- evaluation -----------------------------------------------------------------------------------------
+# ---- runs -----------------------------------------------------------------------------------------------
 
 
-def plan(args: argparse.Namespace, dataset: Dataset, grader: Grader) -> EvalState:
+def plan(options: Options, dataset: Dataset, grader: Grader) -> EvalState:
     """The run that the command line describes, none of it done yet."""
-    kind = kind_of(dataset.problems[0].expected).name
-    template = args.prompt_file or "{question}\n\n" + INSTRUCTIONS[kind, args.answer_format]
-    schema = ANSWER_SCHEMAS[kind] if args.answer_format == "schema" else None
-    prompt = Prompt(args.answer_format, template, args.system_prompt, schema)
-    names = [entry.name for entry in fields(Sampling)]
-    sampling = Sampling(**{name: getattr(args, name) for name in names})
-    number, shards = args.shard
-    part = slice(number - 1, args.limit or len(dataset.problems), shards)
-    run = new_run(dataset, prompt, sampling, args.samples, part)
+    kind = kind_of(dataset.problems[0].expected)
+    template = options.prompt_file or "{question}\n\n" + kind.instructions[options.answer_format]
+    schema = kind.schema if options.answer_format == "schema" else None
+    prompt = Prompt(options.answer_format, template, options.system_prompt, schema)
+    number, shards = options.shard
+    part = slice(number - 1, options.limit or len(dataset.problems), shards)
+    run = new_run(dataset, prompt, options.sampling, options.samples, part)
     if not run.tasks:
-        raise UsageError(f"--shard {number}/{shards} has none of the {len(dataset.problems[: args.limit])} problems")
-    run.model, run.grader = args.model, grader.settings
+        raise UsageError(f"--shard {number}/{shards} has none of the {len(dataset.problems[: options.limit])} problems")
+    run.model, run.grader = options.model, grader.settings
     return run
-
-
-def make_grader(args: argparse.Namespace, answer_format: str) -> Grader:
-    """The grader that the command line asks for; raises UsageError or GraderError when it cannot work."""
-    rule = RegexGrader(answer_format)
-    if args.grader == CommandGrader.name:
-        secrets = (args.api_key, args.judge_api_key)
-        return CommandGrader(rule, args.grader_cmd, args.grader_timeout, args.grader_threads, secrets)
-    if args.grader == RegexGrader.name:
-        return rule
-    limits = Limits(args.grader_timeout, args.grader_timeout, args.stream, max_retries=args.grader_retries)
-    ask = asker(args.judge_endpoint, args.judge_api_key, limits)
-    judging = JudgeGrader if args.grader == JudgeGrader.name else CascadeGrader
-    return judging(rule, ask, encodable(args.judge_model) if args.judge_model else None, args.grader_threads)
 
 
 def needs_endpoints(state: EvalState) -> bool:
@@ -3818,21 +3810,21 @@ def needs_endpoints(state: EvalState) -> bool:
 
 
 @contextlib.contextmanager
-def connected(args: argparse.Namespace, state: EvalState, console: Console) -> Iterator[list[Service]]:
+def connected(options: Options, state: EvalState, console: Console) -> Iterator[list[Service]]:
     """The endpoints, for the length of the block, which serve the model of the `state` that they are described in.
 
     There are none where the run needs none: where all that is left to do is to grade.
     """
-    if args.regrade or not needs_endpoints(state):
+    if options.regrade or not needs_endpoints(state):
         yield []
         return
     with contextlib.ExitStack() as stack:
-        urls = args.endpoint
-        if args.simulate is not None:
-            urls = [stack.enter_context(simulator(args.simulate, args.dataset, args.threads[0]))]
+        urls = list(options.endpoint)
+        if options.simulate is not None:
+            urls = [stack.enter_context(simulator(options.simulate, options.dataset, options.threads[0]))]
         if not urls:
             raise UsageError("name a server with --endpoint URL, or have one simulated with --simulate")
-        endpoints, troubles = preflight(urls, args.threads, args.api_key, args.give_up_after, console.say)
+        endpoints, troubles = preflight(urls, options.threads, options.api_key, options.give_up_after, console.say)
         state.model = choose_model(state.model, endpoints)
         state.endpoints = [serving(endpoint, state.model) for endpoint in endpoints]
         for endpoint in state.endpoints:
@@ -3840,18 +3832,18 @@ def connected(args: argparse.Namespace, state: EvalState, console: Console) -> I
                 console.say(f"WARNING: {troubles[endpoint.url]}; starting without it")
             else:
                 console.note(describe(endpoint))
-            for warning in misfits(endpoint, args.max_tokens, longest_prompt(state)):
+            for warning in misfits(endpoint, options.sampling.max_tokens, longest_prompt(state)):
                 console.say(warning)
         yield [Service(e, "down", outages=1) if e.url in troubles else Service(e) for e in state.endpoints]
 
 
-def find_judge(args: argparse.Namespace, state: EvalState, console: Console, required: bool) -> None:
+def find_judge(url: str, options: Options, state: EvalState, console: Console, required: bool) -> None:
     """Settle in `state` which model judges; raises EndpointError when the judge cannot be used.
 
     Unless it is `required` at once, a judge out of reach is only warned of: the responses can be graded later.
     """
     try:
-        judge = look_at(args.judge_endpoint, args.grader_threads, args.judge_api_key, "JUDGE_API_KEY")
+        judge = look_at(url, options.grader_threads, options.judge_api_key, "JUDGE_API_KEY")
     except UnreachableError as error:
         if required:
             raise
@@ -3862,19 +3854,15 @@ def find_judge(args: argparse.Namespace, state: EvalState, console: Console, req
 
 
 def run_open_tasks(
-    args: argparse.Namespace, state: EvalState, grader: Grader, file: StateFile, console: Console
+    options: Options, state: EvalState, grader: Grader, file: StateFile, console: Console
 ) -> BaseException | None:
     """Run what is open in `state`; returns what cut it short, Interrupted or an EvalError, if anything did."""
-    with connected(args, state, console) as services:
-        if args.judge_endpoint:
-            find_judge(args, state, console, required=not services)
+    with connected(options, state, console) as services:
+        if options.judge_endpoint:
+            find_judge(options.judge_endpoint, options, state, console, required=not services)
         grader.settings = state.grader
         file.save(state)  # a place that cannot be written is found out before the first request
-        silence = args.stall_timeout or (STALL_SECONDS if args.stream else WHOLE_REPLY_SECONDS)
-        limits = Limits(
-            silence, args.request_timeout, args.stream, args.loop_stop, args.max_retries, args.give_up_after
-        )
-        processor = Processor(services, grader, args.api_key, limits)
+        processor = Processor(services, grader, options)
         try:
             console.start()
             processor.process(state, file, console.task, console.warn)
@@ -3885,54 +3873,54 @@ def run_open_tasks(
     return None
 
 
-def evaluate(args: argparse.Namespace, argv: list[str]) -> int:
+def evaluate(options: Options, argv: list[str]) -> int:
     """Run what the command line asks for; returns the exit status."""
     started = time.monotonic()
-    dataset = load_dataset(args.dataset, args.seed or 0)
-    grader = make_grader(args, args.answer_format)
-    state = plan(args, dataset, grader)
-    output = args.output or Path(f"{dataset.name}-{state.id}.json")
-    check_output(output, args.resume, args.overwrite)
-    check_page(args, output)
-    with StateFile(output, args.dump_interval) as file:
-        check_output(output, args.resume, args.overwrite)  # another process may have just made it
-        if args.resume:
+    dataset = load_dataset(options.dataset, options.sampling.seed or 0)
+    grader = GRADERS[options.grader](options.answer_format, options)
+    state = plan(options, dataset, grader)
+    output = options.output or Path(f"{dataset.name}-{state.id}.json")
+    check_output(output, options.resume, options.overwrite)
+    check_page(options, output)
+    with StateFile(output, options.dump_interval) as file:
+        check_output(output, options.resume, options.overwrite)  # another process may have just made it
+        if options.resume:
             state = continue_run(load_state(output, announce), state)
-        console = Console(state, args.verbose, args.quiet)
+        console = Console(state, options)
         end = None
         if state.open_tasks():
-            end = run_open_tasks(args, state, grader, file, console)
+            end = run_open_tasks(options, state, grader, file, console)
         else:
             console.say("nothing to do: every task of this run has its verdict")
             if file.behind:
                 file.save(state)
-        more = redact(next_step(state, argv, output), args.api_key, args.judge_api_key)
-        return conclude(console, output, started, {**report_row(args, output, end), **more}, end)
+        more = redact(next_step(state, argv, output), options.api_key, options.judge_api_key)
+        return conclude(console, output, started, {**report_row(options, output, end), **more}, end)
 
 
-def regrade(args: argparse.Namespace, argv: list[str]) -> int:
-    """Grade the responses of a run again, as the command line asks for; returns the exit status.
+def regrade(source: Path, options: Options, argv: list[str]) -> int:
+    """Grade the responses of the run in the file `source` again, as the command line asks for; returns the exit status.
 
     In place means that the run is replaced once each of its responses has a new verdict; until then they are
     collected in a file beside it.
     """
-    started, output = time.monotonic(), args.output or args.regrade
-    in_place = os.path.realpath(output) == os.path.realpath(args.regrade)
-    target = Path(os.path.realpath(args.regrade)) if os.path.islink(args.regrade) else args.regrade
+    started, output = time.monotonic(), options.output or source
+    in_place = os.path.realpath(output) == os.path.realpath(source)
+    target = Path(os.path.realpath(source)) if os.path.islink(source) else source
     work = Path(f"{target}.regrading") if in_place else output
-    before = load_state(args.regrade, announce)
-    grader = make_grader(args, before.prompt.answer_format)
-    check_output(work, args.resume, args.overwrite or in_place)
-    check_page(args, output)
+    before = load_state(source, announce)
+    grader = GRADERS[options.grader](before.prompt.answer_format, options)
+    check_output(work, options.resume, options.overwrite or in_place)
+    check_page(options, output)
     with contextlib.ExitStack() as held:
         if in_place:
-            original = held.enter_context(StateFile(target, args.dump_interval))
-            before = load_state(args.regrade, announce)  # now that no other process can change it
-        file = held.enter_context(StateFile(work, args.dump_interval))
-        state = regrading(before, load_state(work, announce) if args.resume else None, grader)
-        console = Console(state, args.verbose, args.quiet)
+            original = held.enter_context(StateFile(target, options.dump_interval))
+            before = load_state(source, announce)  # now that no other process can change it
+        file = held.enter_context(StateFile(work, options.dump_interval))
+        state = regrading(before, load_state(work, announce) if options.resume else None, grader)
+        console = Console(state, options)
         console.before = before.task_states
-        end = run_open_tasks(args, state, grader, file, console)
+        end = run_open_tasks(options, state, grader, file, console)
         left = any(result.status == "ungraded" for result in state.task_states.values())
         if in_place and not left and not end:
             original.become(work)
@@ -3940,9 +3928,9 @@ def regrade(args: argparse.Namespace, argv: list[str]) -> int:
     changed = sum(
         state.task_states[name].status not in ("ungraded", old.status) for name, old in console.before.items()
     )
-    more = {"changed": f"{changed} of {len(console.before)} verdicts", **report_row(args, work, end)}
+    more = {"changed": f"{changed} of {len(console.before)} verdicts", **report_row(options, work, end)}
     if left:
-        more["resume"] = redact(resume_command(argv, output), args.api_key, args.judge_api_key)
+        more["resume"] = redact(resume_command(argv, output), options.api_key, options.judge_api_key)
     return conclude(console, work, started, more, end)
 
 
@@ -3960,22 +3948,22 @@ def regrading(before: EvalState, begun: EvalState | None, grader: Grader) -> Eva
     return state
 
 
-def merge(args: argparse.Namespace) -> int:
-    """Join the parts of one run that were evaluated apart, into --output; returns the exit status."""
+def merge(parts: Sequence[Path], output: Path, options: Options) -> int:
+    """Join the parts of one run that were evaluated apart, into the file `output`; returns the exit status."""
     started = time.monotonic()
-    check_page(args, args.output)
-    whole, *others = (load_state(path, announce) for path in args.merge)
-    for path, part in zip(args.merge[1:], others, strict=True):
-        check_settings(whole, part, f"{path} is no part of the same run as {args.merge[0]}", "regrade one of them")
+    check_page(options, output)
+    whole, *others = (load_state(path, announce) for path in parts)
+    for path, part in zip(parts[1:], others, strict=True):
+        check_settings(whole, part, f"{path} is no part of the same run as {parts[0]}", "regrade one of them")
         join(whole, part, path)
     # Breadth first again; within a sample the order of the parts is as good as any.
     whole.tasks.sort(key=lambda task: task.sample)
-    check_output(args.output, resume=False, overwrite=args.overwrite)
-    with StateFile(args.output, 0) as file:
-        check_output(args.output, resume=False, overwrite=args.overwrite)
+    check_output(output, resume=False, overwrite=options.overwrite)
+    with StateFile(output, 0) as file:
+        check_output(output, resume=False, overwrite=options.overwrite)
         file.save(whole)
-    more = report_row(args, args.output, None)
-    return conclude(Console(whole, args.verbose, args.quiet), args.output, started, more, None)
+    more = report_row(options, output, None)
+    return conclude(Console(whole, options), output, started, more, None)
 
 
 def conclude(console: Console, output: Path, started: float, more: dict[str, str], end: BaseException | None) -> int:
@@ -4015,7 +4003,7 @@ def resume_command(argv: list[str], output: Path, samples: int | None = None) ->
     return "".join(f"{variable}=... " for key, variable in keys.items() if key in given) + command
 
 
-# ---- options --------------------------------------------------------------------------------------------
+# ---- command line ---------------------------------------------------------------------------------------
 
 
 def whole_number(minimum: int, maximum: int = 10**9) -> Callable[[str], int]:
@@ -4074,7 +4062,7 @@ def json_object(text: str) -> dict[str, Any]:
         value = None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"'{one_line(text, 60)}' is not a JSON object")
-    own = {entry.name for entry in fields(Sampling)} | {"messages", "model", "stream", "stream_options", "n"}
+    own = SAMPLERS | {"messages", "model", "stream", "stream_options", "n"}
     taken = sorted(value.keys() & (own | {"max_completion_tokens", "n_predict"}))
     if taken:
         raise argparse.ArgumentTypeError(f"'{taken[0]}' is not for --extra-body to set")
@@ -4112,6 +4100,9 @@ def shard(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+SAMPLERS = frozenset(entry.name for entry in fields(Sampling))
+
+
 def comma_list(parse: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     """A parser of one or more values with commas between them."""
     return lambda text: [parse(part.strip()) for part in text.split(",")]
@@ -4125,12 +4116,12 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see --help)")
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
-        """The options in `argv`; what is not one is named without its value, which may be a secret."""
-        args, rest = self.parse_known_args(argv)
+        """The options given in `argv`; one that is unknown is named without its value, which may be a secret."""
+        given, rest = self.parse_known_args(argv)
         if rest:
             unknown = [word.split("=")[0] for word in rest if word.startswith("-")]
             self.error(f"unknown option {unknown[0]}" if unknown else "an argument that belongs to no option")
-        return args
+        return given
 
 
 def build_parser() -> Parser:
@@ -4139,6 +4130,7 @@ def build_parser() -> Parser:
         prog="llama-eval",
         description="Measure how well a model behind llama-server, or any OpenAI-style server, answers AIME 2025.",
         allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,  # the defaults are those of Options
     )
     parser.add_argument("--version", action="version", version=f"llama-eval {VERSION}")
     add_where_options(parser.add_argument_group("where").add_argument)
@@ -4152,9 +4144,9 @@ def build_parser() -> Parser:
 def add_where_options(add: Callable[..., Any]) -> None:
     """The servers."""
     several = "base URL of a server, with or without /v1; several: repeat it, or use commas"
-    add("--endpoint", "--server", action="append", default=[], metavar="URL", help=several)
+    add("--endpoint", "--server", action="append", metavar="URL", help=several)
     each = f"requests at a time, for every endpoint or for each one; auto: its slots (default: {DEFAULT_THREADS})"
-    add("--threads", type=comma_list(thread_count), default=[DEFAULT_THREADS], metavar="N[,N...]|auto", help=each)
+    add("--threads", type=comma_list(thread_count), metavar="N[,N...]|auto", help=each)
     add("--model", metavar="NAME", help="the model to ask for (default: the one that is served)")
     hidden = "better kept in LLAMA_API_KEY or OPENAI_API_KEY, which no list of processes shows"
     add("--api-key", metavar="KEY", help=hidden)
@@ -4165,33 +4157,32 @@ def add_where_options(add: Callable[..., Any]) -> None:
 def add_what_options(add: Callable[..., Any]) -> None:
     """The questions, how they are put, and how the answers are graded."""
     known = f"{', '.join(KNOWN_DATASETS)}, or objects with question and answer (default: aime2025)"
-    add("--dataset", default="aime2025", metavar="NAME|FILE.jsonl", help=known)
+    add("--dataset", metavar="NAME|FILE.jsonl", help=known)
     add("--limit", type=whole_number(1), metavar="N", help="only the first N problems")
     parts = "only the problems of part I of N, for as many processes or machines; --merge joins them"
-    add("--shard", type=shard, default=(1, 1), metavar="I/N", help=parts)
-    add("--samples", type=whole_number(1, 10_000), default=1, metavar="K", help="answers to each problem (default: 1)")
+    add("--shard", type=shard, metavar="I/N", help=parts)
+    add("--samples", type=whole_number(1, 10_000), metavar="K", help="answers to each problem (default: 1)")
     add("--system-prompt", metavar="TEXT", help="a system message before the question")
     own = "a prompt of one's own, with {question} where the question goes"
     add("--prompt-file", type=prompt_template, metavar="FILE", help=own)
     asked = "what the prompt asks the answer to look like; schema has the server enforce it, too (default: json)"
-    add("--answer-format", choices=ANSWER_FORMATS, default="json", help=asked)
+    add("--answer-format", choices=ANSWER_FORMATS, help=asked)
 
 
 def add_grading_options(add: Callable[..., Any]) -> None:
     """The grader and what it needs."""
-    graders = [kind.name for kind in (RegexGrader, JudgeGrader, CommandGrader, CascadeGrader)]
     which = "by rules of text, by a judge, by a command, or by rule and where that is unsure by the judge (regex)"
-    add("--grader", "--grader-type", choices=graders, default=RegexGrader.name, help=which)
+    add("--grader", "--grader-type", choices=list(GRADERS), help=which)
     add("--judge-endpoint", "--grader-server", metavar="URL", help="base URL of the server that judges")
     add("--judge-model", "--grader-model", metavar="NAME", help="the model that judges (default: the one served)")
     add("--judge-api-key", metavar="KEY", help="better kept in JUDGE_API_KEY")
     command = "reads a task as JSON, exits with 0 for correct and 1 for incorrect; {answer} and {expected} are replaced"
     add("--grader-cmd", metavar="COMMAND", help=command)
-    add("--grader-threads", type=whole_number(1, 1000), default=4, metavar="N", help="gradings at a time (default: 4)")
+    add("--grader-threads", type=whole_number(1, 1000), metavar="N", help="gradings at a time (default: 4)")
     timed = "that one request to the judge, or one run of the command, may take (default: 300)"
-    add("--grader-timeout", type=real_number(0.001, 1e6), default=300.0, metavar="SECONDS", help=timed)
+    add("--grader-timeout", type=real_number(0.001, 1e6), metavar="SECONDS", help=timed)
     retried = "for a request to the judge that failed (default: 3)"
-    add("--grader-retries", type=whole_number(0, 1000), default=3, metavar="N", help=retried)
+    add("--grader-retries", type=whole_number(0, 1000), metavar="N", help=retried)
     again = "grade the responses in this state again, there or in --output; asks no endpoint"
     add("--regrade", type=Path, metavar="STATE", help=again)
 
@@ -4207,7 +4198,7 @@ def add_sampling_options(add: Callable[..., Any]) -> None:
     seeded = "gives each request a seed of its own, derived from N and the task, and shuffles multiple choices"
     add("--seed", type=whole_number(0, 2**53), metavar="N", help=seeded)
     other = 'anything else for the request, such as \'{"reasoning_effort": "high"}\''
-    add("--extra-body", type=json_object, default={}, metavar="JSON", help=other)
+    add("--extra-body", type=json_object, metavar="JSON", help=other)
 
 
 def add_run_options(group: argparse._ArgumentGroup) -> None:
@@ -4225,14 +4216,14 @@ def add_run_options(group: argparse._ArgumentGroup) -> None:
     existing("--overwrite", action="store_true", help="replace the run in --output")
     seconds: dict[str, Any] = {"type": real_number(0.001, 1e6), "metavar": "SECONDS"}
     dumped = "between two writes of the state (default: 10)"
-    add("--dump-interval", type=real_number(0, 1e6), default=10.0, metavar="SECONDS", help=dumped)
+    add("--dump-interval", type=real_number(0, 1e6), metavar="SECONDS", help=dumped)
     silent = f"of silence between two tokens (default: {STALL_SECONDS:g}; for a whole reply: {WHOLE_REPLY_SECONDS:g})"
     add("--stall-timeout", **seconds, help=silent)
-    add("--request-timeout", **seconds, default=math.inf, help="that one response may take (default: no limit)")
+    add("--request-timeout", **seconds, help="that one response may take (default: no limit)")
     retried = "for a request that failed (default: 6)"
-    add("--max-retries", type=whole_number(0, 1000), default=6, metavar="N", help=retried)
+    add("--max-retries", type=whole_number(0, 1000), metavar="N", help=retried)
     waiting = "to wait for an endpoint when none is in service (default: 600)"
-    add("--give-up-after", **seconds, default=600.0, help=waiting)
+    add("--give-up-after", **seconds, help=waiting)
     add(
         "--no-stream", dest="stream", action="store_false", help="ask for whole replies, not for each token as it comes"
     )
@@ -4243,82 +4234,89 @@ def add_run_options(group: argparse._ArgumentGroup) -> None:
     shown("--quiet", action="store_true", help="only the bar, on a terminal, the summary, and warnings")
 
 
-# ---- command line ---------------------------------------------------------------------------------------
+# The options that mean something beside one that gives the program another task, or how their names begin.
+MODES = {
+    "merge": ("merge", "output", "overwrite", "report", "verbose", "quiet"),
+    "regrade": (
+        *("regrade", "output", "overwrite", "resume", "dump_interval", "report", "verbose", "quiet"),
+        *("grader", "judge"),
+    ),
+}
 
 
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
+def parse_arguments(argv: list[str]) -> Options:
     """The command line, checked as a whole; raises UsageError."""
-    parser = build_parser()
-    args = parser.parse(argv)
-    given = parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(vars(args))))[0]
-    if args.report is not None and not REPORTER.exists():
+    given = vars(build_parser().parse(argv))
+    if "report" in given and not REPORTER.exists():
         raise UsageError(f"--report needs {REPORTER.name} beside this script")
-    if args.merge:
-        refuse_all_but(
-            ("merge", "output", "overwrite", "report", "verbose", "quiet"), given, "--merge, which only joins files"
-        )
-        if args.output is None:
-            raise UsageError("--merge needs the --output FILE to write")
-        return args
-    if args.regrade:
-        meant = ("regrade", "output", "overwrite", "resume", "dump_interval", "report", "verbose", "quiet", "grader")
-        refuse_all_but((*meant, "judge"), given, f"--regrade, which only grades what {args.regrade} holds")
-    check_servers(args)
-    check_grading(args)
-    if args.resume and args.output is None and args.regrade is None:
+    if "merge" in given:
+        return check_merge(given)
+    if "regrade" in given:
+        refuse_all_but("regrade", given, f"--regrade, which only grades what {given['regrade']} holds")
+    sampling = Sampling(**{name: given.pop(name) for name in SAMPLERS & given.keys()})
+    options = check_grading(check_servers(Options(**given, sampling=sampling)))
+    if options.resume and options.output is None and options.regrade is None:
         raise UsageError("--resume needs the --output FILE of the run to continue")
-    forms = {"response_format", "grammar", "json_schema"} & args.extra_body.keys()
-    if args.answer_format == "schema" and forms:
+    forms = {"response_format", "grammar", "json_schema"} & sampling.extra_body.keys()
+    if options.answer_format == "schema" and forms:
         raise UsageError(f"--answer-format schema and the {forms.pop()} in --extra-body exclude each other")
-    args.system_prompt = encodable(args.system_prompt) if args.system_prompt else None
-    args.api_key = api_key(args.api_key, "LLAMA_API_KEY", "OPENAI_API_KEY")
-    args.judge_api_key = api_key(args.judge_api_key, "JUDGE_API_KEY")
-    if args.judge_endpoint in args.endpoint:
-        args.judge_api_key = args.judge_api_key or args.api_key
-    return args
+    return with_keys(options)
 
 
-def refuse_all_but(meant: tuple[str, ...], given: argparse.Namespace, mode: str) -> None:
-    """Raise UsageError for an option that means nothing in `mode`; those not given are None.
-
-    `meant` are the names of those that do, or how they begin.
-    """
-    for name, value in vars(given).items():
-        if value is not None and not name.startswith(meant):
-            raise UsageError(f"--{name.replace('_', '-')} means nothing with {mode}")
+def check_merge(given: dict[str, Any]) -> Options:
+    """The options of --merge; raises UsageError."""
+    refuse_all_but("merge", given, "--merge, which only joins files")
+    if "output" not in given:
+        raise UsageError("--merge needs the --output FILE to write")
+    return Options(**given)
 
 
-def check_servers(args: argparse.Namespace) -> None:
-    """Check the options that name the servers, and put a number of threads to each; raises UsageError."""
-    given = [url for text in args.endpoint for url in text.split(",") if url.strip()]
-    args.endpoint = [parse_endpoint(url) for url in given]
-    if not (args.endpoint or args.simulate is not None or args.resume or args.regrade):
+def refuse_all_but(mode: str, given: dict[str, Any], what: str) -> None:
+    """Raise UsageError for an option that means nothing in a mode, which `what` describes."""
+    for name in given:
+        if not name.startswith(MODES[mode]):
+            raise UsageError(f"--{name.replace('_', '-')} means nothing with {what}")
+
+
+def check_servers(options: Options) -> Options:
+    """The options with the servers as base URLs, and a number of threads for each; raises UsageError."""
+    urls = tuple(parse_endpoint(url) for text in options.endpoint for url in text.split(",") if url.strip())
+    if not (urls or options.simulate is not None or options.resume or options.regrade):
         raise UsageError("name a server with --endpoint URL, or have one simulated with --simulate")
-    if args.endpoint and args.simulate is not None:
+    if urls and options.simulate is not None:
         raise UsageError("--endpoint and --simulate exclude each other: the simulator is the server")
-    if len(set(args.endpoint)) < len(args.endpoint):
+    if len(set(urls)) < len(urls):
         raise UsageError("the same --endpoint is given twice: use --threads to send it more requests at a time")
-    servers = len(args.endpoint) or 1
-    if len(args.threads) not in (1, servers):
-        raise UsageError(f"--threads has {len(args.threads)} values, endpoints {servers}: give one, or one for each")
-    args.threads = args.threads * servers if len(args.threads) == 1 else args.threads
+    servers, threads = len(urls) or 1, tuple(options.threads)
+    if len(threads) not in (1, servers):
+        raise UsageError(f"--threads has {len(threads)} values, endpoints {servers}: give one, or one for each")
+    return replace(options, endpoint=urls, threads=threads * servers if len(threads) == 1 else threads)
 
 
-def check_grading(args: argparse.Namespace) -> None:
-    """Check that the grader has what it needs and nothing is given that it does not use; raises UsageError."""
-    judging, commanding = args.grader in (JudgeGrader.name, CascadeGrader.name), args.grader == CommandGrader.name
-    if judging and not args.judge_endpoint:
-        raise UsageError(f"--grader {args.grader} needs --judge-endpoint URL: the server that judges")
-    if commanding and args.grader_cmd is None:
-        raise UsageError("--grader cli needs --grader-cmd COMMAND: what grades a response")
-    if not commanding and args.grader_cmd is not None:
+def check_grading(options: Options) -> Options:
+    """The options with the judge as a base URL; raises UsageError for those that the grader lacks or has no use for."""
+    needs = GRADERS[options.grader].needs
+    for name, description in needs.items():
+        if getattr(options, name) is None:
+            raise UsageError(f"--grader {options.grader} needs {description}")
+    if options.grader_cmd is not None and "grader_cmd" not in needs:
         raise UsageError("--grader-cmd is for --grader cli")
-    if not judging and (args.judge_endpoint or args.judge_model or args.judge_api_key):
-        raise UsageError("--judge-endpoint, --judge-model and --judge-api-key are for --grader llm and cascade")
-    if judging:
-        if "," in args.judge_endpoint:
-            raise UsageError("--judge-endpoint takes one URL: there is one judge")
-        args.judge_endpoint = parse_endpoint(args.judge_endpoint, "--judge-endpoint", "JUDGE_API_KEY")
+    if "judge_endpoint" not in needs:
+        if options.judge_endpoint or options.judge_model or options.judge_api_key:
+            raise UsageError("--judge-endpoint, --judge-model and --judge-api-key are for --grader llm and cascade")
+        return options
+    judge = str(options.judge_endpoint)
+    if "," in judge:
+        raise UsageError("--judge-endpoint takes one URL: there is one judge")
+    return replace(options, judge_endpoint=parse_endpoint(judge, "--judge-endpoint", "JUDGE_API_KEY"))
+
+
+def with_keys(options: Options) -> Options:
+    """The options with the API keys, which may stand in the environment; raises UsageError."""
+    key = api_key(options.api_key, "LLAMA_API_KEY", "OPENAI_API_KEY")
+    judge_key = api_key(options.judge_api_key, "JUDGE_API_KEY")
+    shared = key if options.judge_endpoint in options.endpoint else None
+    return replace(options, api_key=key, judge_api_key=judge_key or shared)
 
 
 def api_key(given: str | None, *variables: str) -> str | None:
@@ -4361,10 +4359,12 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     prepare_process()
     try:
-        args = parse_arguments(argv)
-        if args.merge:
-            return merge(args)
-        return regrade(args, argv) if args.regrade else evaluate(args, argv)
+        options = parse_arguments(argv)
+        if MISSING:
+            raise EvalError(f"{MISSING}: pip install -r requirements.txt")
+        if options.merge and options.output:
+            return merge(options.merge, options.output, options)
+        return regrade(options.regrade, options, argv) if options.regrade else evaluate(options, argv)
     except EvalError as error:
         complaint, status = f"error: {one_line(error, 1000)}", error.exit_code
     except Interrupted as interruption:

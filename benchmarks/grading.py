@@ -36,7 +36,8 @@ def seconds_to_grade(llama_eval: ModuleType, text: str) -> float:
     start = time.process_time()
     for expected, answer_format, finish_reason in WAYS:
         response = llama_eval.Response(text, "", finish_reason, None, None, None, None, 1.0)
-        llama_eval.RegexGrader(answer_format).grade(llama_eval.Task("d/1#0", "1", 0, "?", expected), response)
+        grader = llama_eval.RegexGrader(answer_format, llama_eval.Options())
+        grader.grade(llama_eval.Task("d/1#0", "1", 0, "?", expected), response)
     return time.process_time() - start
 
 

@@ -162,7 +162,7 @@ FOUND = [
 def grade(content, expected, answer_format="boxed", finish_reason="stop"):
     task = llama_eval.Task("d/1#0", "1", 0, "?", expected)
     response = llama_eval.Response(content, "", finish_reason, None, None, None, None, 1.0)
-    return llama_eval.RegexGrader(answer_format).grade(task, response)
+    return llama_eval.RegexGrader(answer_format, llama_eval.Options()).grade(task, response)
 
 
 @pytest.mark.parametrize(("text", "integer", "why"), INTEGERS, ids=[f"{i}-{row[2]}" for i, row in enumerate(INTEGERS)])

@@ -402,40 +402,50 @@ class Rules:
     def __init__(self, tasks=8, endpoints=1, max_retries=1):
         self.news = []
         self.services = [llama_eval.Service(llama_eval.Endpoint(f"http://{n}", 4)) for n in range(endpoints)]
-        self.backlog = llama_eval.Backlog(self.services, max_retries, self.news.append)
+        self.pool = llama_eval.Pool(self.services, max_retries, self.news.append)
         for number in range(tasks):
-            self.backlog.put(llama_eval.Task(f"d/{number}#0", str(number), 0, "?", "1"))
+            self.pool.put(llama_eval.Task(f"d/{number}#0", str(number), 0, "?", "1"))
 
     def fail(self, attempt=None, service=0, healthy=True, retry_after=0.0):
         service = self.services[service]
-        attempt = attempt or self.backlog.take(service)
-        error = llama_eval.RequestError("it failed", retryable=True)
+        attempt = attempt or self.pool.take(service)
+        error = llama_eval.RequestError("it failed")
         error.retry_after = retry_after
-        return self.backlog.fail(service, attempt, error, healthy)
+        return self.pool.fail(service, attempt, error, llama_eval.LATER if healthy else llama_eval.DOWN)
+
+    def refuse(self, attempt=None, service=0, said="no"):
+        service = self.services[service]
+        refusal = llama_eval.RequestError(f"HTTP 400: {said}", status=400)
+        return self.pool.fail(service, attempt or self.pool.take(service), refusal, llama_eval.classify(refusal))
+
+    def dismiss(self, reason, service=0):
+        service = self.services[service]
+        error = llama_eval.EndpointError(reason)
+        return self.pool.fail(service, self.pool.take(service), error, llama_eval.classify(error))
 
     def outlast(self, service=0):
         """Come to the moment at which an endpoint that is out may be looked at."""
         self.services[service].retry_at = 0.0
-        return self.backlog.take(self.services[service])
+        return self.pool.take(self.services[service])
 
 
 def test_a_task_that_keeps_failing_at_a_healthy_server_is_given_up():
     rules = Rules(tasks=1, max_retries=2)
-    attempt = rules.backlog.take(rules.services[0])
+    attempt = rules.pool.take(rules.services[0])
     assert [rules.fail(attempt) for _ in range(3)] == [False, False, True]
-    assert rules.backlog.left == 0
+    assert rules.pool.left == 0
     assert [line.split(" is ")[0] for line in rules.news] == ["0#0"] * 2
-    assert rules.backlog.take(rules.services[0]) is None
+    assert rules.pool.take(rules.services[0]) is None
 
 
 def test_many_tasks_in_a_row_that_fail_are_the_fault_of_the_server_and_none_of_theirs():
     rules = Rules(max_retries=9)
-    attempts = [rules.backlog.take(rules.services[0]) for _ in range(llama_eval.DOUBTFUL)]
+    attempts = [rules.pool.take(rules.services[0]) for _ in range(llama_eval.DOUBTFUL)]
     assert [rules.fail(attempt) for attempt in attempts] == [False] * llama_eval.DOUBTFUL
     assert rules.services[0].status == "down"
-    assert {attempt.failures for attempt in attempts} == {0}
+    assert {rules.pool.failures(attempt) for attempt in attempts} == {0}
     assert rules.news[-1] == "WARNING: http://0 is out of service: it failed; it is looked at again now and then"
-    assert rules.backlog.left == 8
+    assert rules.pool.left == 8
 
 
 def test_a_task_that_is_completed_in_between_clears_the_server_of_suspicion():
@@ -443,30 +453,37 @@ def test_a_task_that_is_completed_in_between_clears_the_server_of_suspicion():
     for _ in range(3):
         for _ in range(llama_eval.DOUBTFUL - 1):
             rules.fail()
-        rules.backlog.take(rules.services[0])
-        rules.backlog.complete(rules.services[0])
+        rules.pool.take(rules.services[0])
+        rules.pool.complete(rules.services[0])
     assert rules.services[0].status == "up"
 
 
 def test_a_task_that_is_refused_goes_to_another_server_if_there_is_one():
     rules = Rules(endpoints=2)
-    refusal = llama_eval.RequestError("HTTP 400: no", retryable=False, status=400)
-    first = rules.backlog.take(rules.services[0])
-    assert not rules.backlog.refuse(rules.services[0], first, refusal)
-    assert rules.backlog.refuse(rules.services[1], first, refusal), "both have refused it"
-    alone = Rules()
-    assert alone.backlog.refuse(alone.services[0], alone.backlog.take(alone.services[0]), refusal)
+    first = rules.pool.take(rules.services[0])
+    assert not rules.refuse(first, 0)
+    assert rules.refuse(first, 1), "both have refused it"
+    assert Rules().refuse()
 
 
 def test_a_server_that_refuses_task_after_task_is_left_out_and_none_of_them_is_to_blame():
     rules = Rules(endpoints=2)
-    refusal = llama_eval.RequestError("HTTP 400: no streams", retryable=False, status=400)
-    attempts = [rules.backlog.take(rules.services[0]) for _ in range(llama_eval.DOUBTFUL)]
-    assert not any(rules.backlog.refuse(rules.services[0], attempt, refusal) for attempt in attempts)
-    assert rules.services[0].status == "gone"
-    assert {attempt.failures for attempt in attempts} == {0}
+    attempts = [rules.pool.take(rules.services[0]) for _ in range(llama_eval.DOUBTFUL)]
+    assert not any(rules.refuse(attempt, said="no streams") for attempt in attempts)
+    assert rules.services[0] not in rules.pool.services
+    assert {rules.pool.failures(attempt) for attempt in attempts} == {0}
     text = "WARNING: http://0 refuses one task after the other (HTTP 400: no streams); going on without it"
     assert rules.news[-1] == text
+
+
+def test_a_failure_counts_once_its_server_has_completed_something():
+    rules = Rules(max_retries=9)
+    attempt = rules.pool.take(rules.services[0])
+    rules.fail(attempt)
+    assert (rules.pool.failures(attempt), attempt.failures) == (1, 0)
+    rules.pool.take(rules.services[0])
+    rules.pool.complete(rules.services[0])
+    assert (rules.pool.failures(attempt), attempt.failures) == (1, 1)
 
 
 def test_an_endpoint_comes_back_with_one_task_and_the_others_follow_its_first_token():
@@ -474,22 +491,21 @@ def test_an_endpoint_comes_back_with_one_task_and_the_others_follow_its_first_to
     service = rules.services[0]
     rules.fail(healthy=False)
     assert rules.outlast() is service
-    assert service.status == "probed"
-    rules.backlog.looked_at(service, "still away")
-    assert service.status == "down"
+    rules.pool.looked_at(service, llama_eval.UnreachableError("still away"))
+    assert (service.status, service.tester) == ("down", None)
     assert rules.outlast() is service
-    rules.backlog.looked_at(service, None)
-    trial = rules.backlog.take(service)
-    assert service.status == "tried"
-    others, got = threading.Thread(target=lambda: got.append(rules.backlog.take(service))), []
+    rules.pool.looked_at(service, None)
+    trial = rules.pool.take(service)
+    assert service.status == "trial"
+    others, got = threading.Thread(target=lambda: got.append(rules.pool.take(service))), []
     others.start()
     others.join(0.2)
     assert others.is_alive(), "there is nothing for a second thread before the first has a token"
-    rules.backlog.alive(service)
+    rules.pool.alive(service)
     others.join(DEADLINE)
     assert got[0] not in (None, trial)
     assert "http://0 is back in service" not in rules.news, "which a token does not prove"
-    rules.backlog.complete(service)
+    rules.pool.complete(service)
     assert rules.news[-1] == "http://0 is back in service"
 
 
@@ -500,58 +516,61 @@ def test_pauses_grow_until_a_server_has_completed_something():
         rules.fail(healthy=False)
         pauses.append(service.retry_at - time.monotonic())
         assert rules.outlast() is service
-        rules.backlog.looked_at(service, None)
+        rules.pool.looked_at(service, None)
     assert pauses[0] <= llama_eval.PROBE_AFTER
     assert llama_eval.PROBE_LIMIT / 2 - 1 < pauses[-1] <= llama_eval.PROBE_LIMIT
     assert len([line for line in rules.news if line]) == 1, "one outage is told once"
-    rules.backlog.take(service)
-    rules.backlog.complete(service)
+    rules.pool.take(service)
+    rules.pool.complete(service)
     rules.fail(healthy=False)
     assert service.retry_at - time.monotonic() <= llama_eval.PROBE_AFTER
 
 
 def test_a_task_over_which_servers_keep_breaking_down_is_given_up():
     rules = Rules(tasks=1)
-    attempt = rules.backlog.take(rules.services[0])
+    attempt = rules.pool.take(rules.services[0])
     ends = []
     while not any(ends):
         ends.append(rules.fail(attempt, healthy=False))
         rules.services[0].status = "up"
     assert len(ends) == llama_eval.MAX_LOSSES + 1
-    assert attempt.failures == 0
+    assert rules.pool.failures(attempt) == 0
 
 
 def test_a_deadline_is_held_against_the_task_and_not_against_the_server():
     rules = Rules(max_retries=1)
-    late = llama_eval.DeadlineError("too late", retryable=True)
-    attempts = [rules.backlog.take(rules.services[0]) for _ in range(7)]
-    assert not any(rules.backlog.fail(rules.services[0], attempt, late, True) for attempt in attempts)
+    late = llama_eval.DeadlineError("too late")
+    remedy = llama_eval.classify(late)
+    attempts = [rules.pool.take(rules.services[0]) for _ in range(7)]
+    assert not any(rules.pool.fail(rules.services[0], attempt, late, remedy) for attempt in attempts)
     assert rules.services[0].status == "up"
-    assert all(rules.backlog.fail(rules.services[0], attempt, late, True) for attempt in attempts)
+    assert all(rules.pool.fail(rules.services[0], attempt, late, remedy) for attempt in attempts)
 
 
 def test_bad_tasks_at_the_only_server_end_as_errors_though_they_are_many():
     """The server is healthy, and each of the last tasks fails there, over and over."""
     rules = Rules(tasks=llama_eval.DOUBTFUL + 1, max_retries=1)
     service, ends = rules.services[0], 0
-    while rules.backlog.left:
+    while rules.pool.left:
         service.retry_at = 0.0
-        item = rules.backlog.take(service)
+        item = rules.pool.take(service)
         if item is service:
-            rules.backlog.looked_at(service, None)
+            rules.pool.looked_at(service, None)
         else:
             ends += rules.fail(item)
     assert ends == llama_eval.DOUBTFUL + 1
 
 
-@pytest.mark.parametrize("status", ["down", "gone"])
-def test_what_is_put_back_wakes_who_waits_at_another_endpoint(status):
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_task_that_is_put_back_wakes_the_thread_that_waits_at_another_endpoint(gone):
     rules = Rules(tasks=1, endpoints=2)
-    attempt = rules.backlog.take(rules.services[0])
-    rules.services[0].status, got = status, []
-    idle = threading.Thread(target=lambda: got.append(rules.backlog.take(rules.services[1])), daemon=True)
+    attempt = rules.pool.take(rules.services[0])
+    rules.services[0].status, got = "down", []
+    if gone:
+        rules.pool.services.remove(rules.services[0])
+    idle = threading.Thread(target=lambda: got.append(rules.pool.take(rules.services[1])), daemon=True)
     idle.start()
-    while not rules.backlog.changed._waiters:  # until it waits
+    while not rules.pool.changed._waiters:  # until it waits
         idle.join(0.01)
     rules.fail(attempt, healthy=False)
     idle.join(DEADLINE)
@@ -560,9 +579,9 @@ def test_what_is_put_back_wakes_who_waits_at_another_endpoint(status):
 
 def test_an_endpoint_that_is_gone_does_not_come_back_by_a_token():
     rules = Rules(endpoints=2)
-    rules.backlog.dismiss(rules.services[0], "it refuses the key")
-    rules.backlog.alive(rules.services[0])
-    assert rules.services[0].status == "gone"
+    rules.dismiss("it refuses the key")
+    rules.pool.alive(rules.services[0])
+    assert rules.pool.take(rules.services[0]) is None
 
 
 def test_a_server_that_asks_for_time_gets_it_when_it_is_taken_out():
@@ -571,43 +590,43 @@ def test_a_server_that_asks_for_time_gets_it_when_it_is_taken_out():
     assert 15 < rules.services[0].retry_at - time.monotonic() <= 20
 
 
-def test_an_outage_lasts_until_something_is_completed_but_not_while_something_is_tried():
+def test_an_outage_lasts_until_a_token_comes_but_not_while_something_is_tried():
     rules = Rules(endpoints=2)
-    assert rules.backlog.outage() is None
+    assert rules.pool.outage() is None
     rules.fail(healthy=False, service=0)
-    assert rules.backlog.outage() is None, "the other is there"
+    assert rules.pool.outage() is None, "the other is there"
     rules.fail(healthy=False, service=1)
-    assert rules.backlog.outage() >= 0
+    rules.pool.out_since -= 100  # it began long ago
+    assert 100 <= rules.pool.outage() < 110
     assert rules.outlast() is rules.services[0]
-    rules.backlog.looked_at(rules.services[0], None)
-    assert rules.backlog.outage() is not None
-    rules.backlog.take(rules.services[0])
-    assert rules.backlog.outage() is None, "it is being tried"
-    rules.backlog.out_since -= 100  # it began long ago
-    rules.backlog.alive(rules.services[0])
+    assert rules.pool.outage() >= 100, "a look is no service"
+    rules.pool.looked_at(rules.services[0], None)
+    assert rules.pool.outage() is None, "it is being tried"
     rules.fail(healthy=False, service=0)
-    assert 100 < rules.backlog.outage() < 110, "a token is no completed task, but what has been served does not count"
-    rules.services[0].status = "up"
-    rules.backlog.complete(rules.services[0])
-    rules.fail(healthy=False, service=0)
-    assert rules.backlog.outage() < 10
+    assert rules.pool.outage() >= 100, "a trial that fails has ended nothing"
+    rules.outlast()
+    rules.pool.looked_at(rules.services[0], None)
+    attempt = rules.pool.take(rules.services[0])
+    rules.pool.alive(rules.services[0])
+    rules.fail(attempt, healthy=False, service=0)
+    assert rules.pool.outage() < 10
 
 
 def test_a_task_that_waits_for_its_next_attempt_goes_to_whoever_is_free_then():
     rules = Rules(tasks=1, endpoints=2)
-    attempt = rules.backlog.take(rules.services[0])
+    attempt = rules.pool.take(rules.services[0])
     rules.fail(attempt)
-    assert rules.backlog.take(rules.services[1]) is attempt
+    assert rules.pool.take(rules.services[1]) is attempt
 
 
 def test_who_has_no_more_to_do_is_told_when_the_last_task_is_done():
     rules = Rules(tasks=1, endpoints=2)
-    rules.backlog.take(rules.services[0])
+    rules.pool.take(rules.services[0])
     ends = []
-    idle = [threading.Thread(target=lambda: ends.append(rules.backlog.take(rules.services[1]))) for _ in range(3)]
+    idle = [threading.Thread(target=lambda: ends.append(rules.pool.take(rules.services[1]))) for _ in range(3)]
     for thread in idle:
         thread.start()
-    rules.backlog.complete(rules.services[0])
+    rules.pool.complete(rules.services[0])
     for thread in idle:
         thread.join(DEADLINE)
     assert ends == [None] * 3
@@ -615,18 +634,18 @@ def test_who_has_no_more_to_do_is_told_when_the_last_task_is_done():
 
 def test_the_last_endpoint_that_is_dismissed_ends_the_run():
     rules = Rules(endpoints=2)
-    rules.backlog.dismiss(rules.services[0], "it refuses the key")
+    rules.dismiss("it refuses the key")
     assert rules.news == ["WARNING: it refuses the key; going on without it"]
-    assert rules.backlog.take(rules.services[0]) is None
-    rules.backlog.dismiss(rules.services[1], "it does, too")
+    assert rules.pool.take(rules.services[0]) is None
+    rules.dismiss("it does, too", 1)
     assert isinstance(rules.news[-1], llama_eval.EndpointError)
 
 
 def test_waiting_for_an_endpoint_is_told_now_and_then(socket_server, tmp_path, monkeypatch):
     monkeypatch.setattr(llama_eval, "WORD_SECONDS", 0.2)  # a minute
     service = llama_eval.Service(llama_eval.Endpoint("http://127.0.0.1:9", 2))
-    limits = llama_eval.Limits(DEADLINE, give_up_after=1.0)
-    processor = llama_eval.Processor([service], llama_eval.RegexGrader("json"), None, limits)
+    options = llama_eval.Options(stall_timeout=DEADLINE, give_up_after=1.0)
+    processor = llama_eval.Processor([service], llama_eval.RegexGrader("json", options), options)
     dataset, prompt = llama_eval.load_dataset("practice"), llama_eval.Prompt("json", "{question}")
     state = llama_eval.new_run(dataset, prompt, llama_eval.Sampling(), 1, slice(3))
     state.endpoints, told = [service.endpoint], []

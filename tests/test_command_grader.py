@@ -29,9 +29,13 @@ def script(path, body, interpreter=sys.executable):
     return str(path)
 
 
-def grade(command, content='{"answer": 42}', timeout=DEADLINE, **options):
-    grader = llama_eval.CommandGrader(llama_eval.RegexGrader("json"), command, timeout, 1, **options)
-    return grader.grade(TASK, response(content))
+def grader_of(command, timeout=DEADLINE, **more):
+    options = llama_eval.Options(grader_cmd=command, grader_timeout=timeout, **more)
+    return llama_eval.CommandGrader("json", options)
+
+
+def grade(command, content='{"answer": 42}', timeout=DEADLINE, **more):
+    return grader_of(command, timeout, **more).grade(TASK, response(content))
 
 
 @pytest.mark.parametrize(
@@ -114,26 +118,24 @@ def test_what_a_command_leaves_running_holds_up_nothing_and_is_ended(tmp_path):
     assert is_let_go(alive)
 
 
-def test_a_command_that_never_stops_talking_takes_little_memory(tmp_path):
+def test_a_command_that_never_stops_talking_is_ended_and_takes_little_memory(tmp_path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    given = grade("yes", timeout=1)
-    assert given.explanation == "the command took longer than 1 s"
+    given = grade("yes")
+    assert given.explanation == "the command printed more than 64 MiB"
     assert len(given.reply) <= llama_eval.MAX_ANSWER
     unit = 1 if sys.platform == "darwin" else 1024
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 100_000_000
 
 
 def test_no_command_is_started_once_the_grader_is_closed(tmp_path):
-    grader = llama_eval.CommandGrader(llama_eval.RegexGrader("json"), "true", DEADLINE, 1)
+    grader = grader_of("true")
     grader.close()
     given = grader.grade(TASK, response('{"answer": 42}'))
     assert (given.verdict, given.explanation) == ("ungraded", "the command cannot be started: the run was stopped")
 
 
 def test_a_key_in_the_command_is_not_stored(tmp_path):
-    grader = llama_eval.CommandGrader(
-        llama_eval.RegexGrader("json"), "true --key sk-secret-key", 1, 1, ("sk-secret-key",)
-    )
+    grader = grader_of("true --key sk-secret-key", api_key="sk-secret-key")
     assert grader.settings["command"] == "true --key [api key]"
 
 
@@ -155,7 +157,7 @@ def is_let_go(pipe):
 
 
 def test_a_prompt_that_did_not_fit_the_context_is_not_for_a_command_to_grade():
-    grader = llama_eval.CommandGrader(llama_eval.RegexGrader("json"), "true", DEADLINE, 1)
+    grader = grader_of("true")
     nothing = llama_eval.Response("", "", "length", None, None, 0, None, 0.0)
     assert grader.grade(TASK, nothing).verdict == "truncated"
 
@@ -167,7 +169,7 @@ def test_a_command_that_reads_nothing_is_no_failure(tmp_path):
 
 def test_keys_are_taken_out_of_what_a_command_says(tmp_path):
     body = "print('key sk-secret-secret', file=sys.stderr); print('sk-secret-secret'); sys.exit(3)"
-    given = grade(script(tmp_path / "grader", body), secrets=("sk-secret-secret",))
+    given = grade(script(tmp_path / "grader", body), judge_api_key="sk-secret-secret")
     assert "[api key]" in given.explanation
     assert "sk-secret" not in f"{given}"
 

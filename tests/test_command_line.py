@@ -134,10 +134,21 @@ def test_the_printed_command_runs_where_it_is_pasted():
     assert os.path.samefile(os.path.dirname(interpreter), os.path.dirname(sys.executable))
 
 
-def test_a_missing_package_is_one_line(tmp_path):
-    done = subprocess.run([sys.executable, "-S", EVAL, "--version"], capture_output=True, text=True, timeout=DEADLINE)
-    assert done.returncode == 1
+def without_packages(*arguments):
+    command = [sys.executable, "-S", EVAL, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
+
+
+def test_a_missing_package_is_one_line():
+    done = without_packages("--simulate")
+    assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "llama-eval: error: No module named 'requests': pip install -r requirements.txt\n"
+
+
+def test_help_and_version_and_complaints_need_no_package():
+    assert "--endpoint" in without_packages("--help").stdout
+    assert without_packages("--version").stdout == f"llama-eval {llama_eval.VERSION}\n"
+    assert without_packages().returncode == 2
 
 
 def test_start_up_imports_nothing_heavy(tmp_path):

@@ -150,7 +150,7 @@ def test_any_terminal_encoding_will_do(fake_server, tmp_path, encoding):
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, timeout=DEADLINE)
     assert done.returncode == 0, done.stderr
     state = llama_eval.load_state(Path(tmp_path / "run.json"), pytest.fail)
-    assert state.task_states["ü/数#0"].response.content == "答案 é ∑ ? {}"
+    assert state.task_states["ü/数#0"].response.content == "答案 é ∑ \ufffd {}"
 
 
 def test_a_terminal_that_is_closed_ends_the_run_in_good_order(fake_server, tmp_path):

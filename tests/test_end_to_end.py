@@ -111,7 +111,7 @@ def test_simulate_needs_no_server_and_leaves_none_behind(tmp_path, given, accura
     assert accuracy in done.stdout
     url = llama_eval.load_state(Path(tmp_path / "run.json"), pytest.fail).endpoints[0].url
     with pytest.raises(llama_eval.RequestError, match="refused"):
-        llama_eval.Client(url, None, llama_eval.Limits(5)).get("/health")
+        llama_eval.Client(url, None, llama_eval.Options(stall_timeout=5)).get("/health")
 
 
 def test_a_simulated_server_has_a_slot_for_each_thread(tmp_path):

@@ -53,7 +53,7 @@ def test_a_url_with_a_secret_in_it_is_refused_and_not_repeated(text):
 
 def complete(reply, fake_server, api_key=None, timeout=30.0):
     server = fake_server(lambda method, path, body: reply)
-    return llama_eval.Client(server.url, api_key, llama_eval.Limits(timeout)).complete({"messages": []})
+    return llama_eval.Client(server.url, api_key, llama_eval.Options(stall_timeout=timeout)).complete({"messages": []})
 
 
 def test_the_least_of_a_reply_is_a_response(fake_server):
@@ -128,28 +128,28 @@ def test_what_is_no_answer_is_an_error_in_one_line(fake_server, status, payload,
         complete((status, payload), fake_server)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
-    assert error.value.retryable is retryable
+    assert (llama_eval.classify(error.value) == llama_eval.LATER) is retryable
 
 
 def test_a_server_that_hangs_up_or_is_not_there_is_worth_another_try():
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
     with pytest.raises(llama_eval.RequestError, match="Connection refused") as error:
-        llama_eval.Client(url, None, llama_eval.Limits(5)).complete({})
-    assert error.value.retryable
+        llama_eval.Client(url, None, llama_eval.Options(stall_timeout=5)).complete({})
+    assert llama_eval.classify(error.value) == llama_eval.LATER
 
 
 def test_a_server_that_says_nothing_is_given_up(fake_server):
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(llama_eval.RequestError, match=r"no sign of life for 0\.2 s"):
-            llama_eval.Client(url, None, llama_eval.Limits(0.2)).complete({})
+            llama_eval.Client(url, None, llama_eval.Options(stall_timeout=0.2)).complete({})
 
 
 def test_the_key_is_sent_as_a_bearer_token_and_taken_out_of_what_comes_back(fake_server):
     server = fake_server(lambda method, path, body: (400, {"error": {"message": "bad key sk-1234567890"}}))
     with pytest.raises(llama_eval.RequestError) as error:
-        llama_eval.Client(server.url, "sk-1234567890", llama_eval.Limits(5)).complete({})
+        llama_eval.Client(server.url, "sk-1234567890", llama_eval.Options(stall_timeout=5)).complete({})
     assert server.requests[0][2]["Authorization"] == "Bearer sk-1234567890"
     assert str(error.value) == "HTTP 400: bad key [api key]"
 
@@ -159,8 +159,8 @@ def test_no_netrc_entry_takes_the_place_of_the_key(fake_server, tmp_path, monkey
     netrc.write_text("machine 127.0.0.1 login someone password else\n")
     monkeypatch.setenv("NETRC", str(netrc))
     server = fake_server(lambda method, path, body: (200, completion("70")))
-    llama_eval.Client(server.url, "sk-1234567890", llama_eval.Limits(5)).complete({})
-    llama_eval.Client(server.url, None, llama_eval.Limits(5)).complete({})
+    llama_eval.Client(server.url, "sk-1234567890", llama_eval.Options(stall_timeout=5)).complete({})
+    llama_eval.Client(server.url, None, llama_eval.Options(stall_timeout=5)).complete({})
     assert [headers.get("Authorization") for _, _, headers, _ in server.requests] == ["Bearer sk-1234567890", None]
 
 

@@ -115,7 +115,7 @@ EMPTY_STREAMS = {
 
 
 def client(server, api_key=None, **limits):
-    return llama_eval.Client(server.url, api_key, llama_eval.Limits(**{"silence": DEADLINE, **limits}))
+    return llama_eval.Client(server.url, api_key, llama_eval.Options(**{"stall_timeout": DEADLINE, **limits}))
 
 
 def cases(faults):
@@ -127,7 +127,7 @@ def cases(faults):
 def test_a_broken_reply_is_an_error_that_is_worth_another_try(socket_server, act, message, stream):
     with pytest.raises(llama_eval.RequestError, match=message) as error:
         client(socket_server(act), stream=stream).complete({})
-    assert error.value.retryable
+    assert llama_eval.classify(error.value) == llama_eval.LATER
     assert error.value.partial is None
     assert "\n" not in str(error.value)
 
@@ -136,7 +136,7 @@ def test_a_broken_reply_is_an_error_that_is_worth_another_try(socket_server, act
 def test_what_arrived_of_a_broken_stream_comes_with_the_error(socket_server, act, message):
     with pytest.raises(llama_eval.RequestError, match=message) as error:
         client(socket_server(act)).complete({})
-    assert error.value.retryable
+    assert llama_eval.classify(error.value) == llama_eval.LATER
     assert error.value.partial.content == "so far so good"
     assert (error.value.partial.completion_tokens, error.value.partial.tokens_counted) == (2, True)
     assert error.value.partial.finish_reason is None
@@ -146,7 +146,7 @@ def test_what_arrived_of_a_broken_stream_comes_with_the_error(socket_server, act
 def test_a_stream_without_text_or_an_end_is_no_response(socket_server, act, message):
     with pytest.raises(llama_eval.RequestError, match=message) as error:
         client(socket_server(act)).complete({})
-    assert error.value.retryable
+    assert llama_eval.classify(error.value) == llama_eval.LATER
 
 
 KEY = "sk-1234567890"
@@ -173,7 +173,7 @@ def test_a_refusal_is_final_and_has_the_words_of_the_server(socket_server, statu
     server = socket_server(send(http(as_json({"error": {"message": "not with me"}}), status=status)))
     with pytest.raises(llama_eval.RequestError, match=f"HTTP {status}: not with me") as error:
         client(server, stream=stream).complete({})
-    assert not error.value.retryable
+    assert llama_eval.classify(error.value) != llama_eval.LATER
 
 
 @pytest.mark.parametrize("mode", ["--no-stream", "--verbose"])
@@ -265,9 +265,9 @@ SLOW = {
 def test_a_total_deadline_holds_against_a_server_that_drips(socket_server, data, stream):
     over, started = threading.Event(), time.monotonic()
     with pytest.raises(llama_eval.RequestError, match=r"no complete answer within 0\.3 s") as error:
-        client(socket_server(drip(data, over)), total=0.3, stream=stream).complete({})
+        client(socket_server(drip(data, over)), request_timeout=0.3, stream=stream).complete({})
     over.set()
-    assert error.value.retryable
+    assert llama_eval.classify(error.value) == llama_eval.LATER
     assert 0.3 <= time.monotonic() - started < DEADLINE / 2
 
 
@@ -296,7 +296,7 @@ def pause(over, *pieces):
 def test_silence_ends_a_request_and_what_arrived_is_kept(socket_server, pieces):
     over = threading.Event()
     with pytest.raises(llama_eval.RequestError, match=r"no sign of life for 0\.3 s") as error:
-        client(socket_server(pause(over, *pieces)), silence=0.3).complete({})
+        client(socket_server(pause(over, *pieces)), stall_timeout=0.3).complete({})
     over.set()
     assert (error.value.partial.content if len(pieces) == 2 else None) == ("so far" if len(pieces) == 2 else None)
 
@@ -310,7 +310,7 @@ def test_pings_are_no_tokens(socket_server):
             connection.sendall(chunk(b":\n\n"))
 
     with pytest.raises(llama_eval.RequestError, match="no sign of life"):
-        client(socket_server(act), silence=0.3).complete({})
+        client(socket_server(act), stall_timeout=0.3).complete({})
     over.set()
 
 
@@ -324,7 +324,7 @@ def test_empty_pieces_are_no_tokens(socket_server, piece):
             connection.sendall(chunk(piece))
 
     with pytest.raises(llama_eval.RequestError, match="no sign of life"):
-        client(socket_server(act), silence=0.3).complete({})
+        client(socket_server(act), stall_timeout=0.3).complete({})
     over.set()
 
 
@@ -362,7 +362,7 @@ def test_tokens_that_keep_coming_are_waited_for_as_long_as_they_do(socket_server
             threading.Event().wait(0.05)
         connection.sendall(chunk(delta(finish_reason="stop")) + chunk(DONE) + chunk())
 
-    response = client(socket_server(act), silence=0.4).complete({})
+    response = client(socket_server(act), stall_timeout=0.4).complete({})
     assert response.content == "a" * 20
     assert response.seconds > 0.9
 
@@ -381,7 +381,7 @@ def test_a_request_that_waits_for_a_slot_is_not_taken_for_one_that_is_stalled(so
 
     server, answers = socket_server(act), []
     asking = [
-        threading.Thread(target=lambda: answers.append(client(server, silence=0.5).complete({}).content))
+        threading.Thread(target=lambda: answers.append(client(server, stall_timeout=0.5).complete({}).content))
         for _ in range(4)
     ]
     for thread in asking:

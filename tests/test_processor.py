@@ -414,7 +414,7 @@ def test_a_bug_in_a_worker_ends_the_run_loudly_and_saves_it(fake_server, tmp_pat
 
     server = fake_server(right)
     with three_tasks(tmp_path) as (state, file), pytest.raises(ZeroDivisionError):
-        processor(server, BrokenGrader()).process(state, file, ignore, print)
+        processor(server, BrokenGrader("json", llama_eval.Options())).process(state, file, ignore, print)
     states = state_of(tmp_path)["task_states"].values()
     assert {s["status"] for s in states} <= {"pending", "ungraded"}
     assert any(s["response"] and not s["grade"] for s in states), "the response is kept, to be graded later"
@@ -435,9 +435,9 @@ def three_tasks(folder):
 
 
 def processor(server, grader=None):
-    grader = grader or llama_eval.RegexGrader("json")
+    grader = grader or llama_eval.RegexGrader("json", llama_eval.Options())
     service = llama_eval.Service(llama_eval.Endpoint(server.url, 2))
-    return llama_eval.Processor([service], grader, None, llama_eval.Limits(60))
+    return llama_eval.Processor([service], grader, llama_eval.Options(stall_timeout=60))
 
 
 def test_what_has_finished_is_saved_even_if_nobody_has_read_the_output_yet(fake_server, tmp_path):

@@ -19,20 +19,20 @@ def state_of(folder):
     return json.loads((folder / "run.json").read_text("utf-8"))
 
 
-@pytest.mark.parametrize("kind", ["integer", "letter"])
+@pytest.mark.parametrize("kind", llama_eval.KINDS, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("answer_format", llama_eval.ANSWER_FORMATS)
 def test_a_prompt_has_one_instruction_and_does_not_mix_formats(kind, answer_format):
-    text = llama_eval.INSTRUCTIONS[kind, answer_format]
+    text = kind.instructions[answer_format]
     assert ("boxed" in text) == (answer_format == "boxed")
     assert ("JSON" in text) == (answer_format != "boxed")
     assert len(re.findall(r"\{\"answer|\"answer\"|\\boxed", text)) == 1
-    assert ("letter" in text) == (kind == "letter")
+    assert ("letter" in text) == (kind.name == "letter")
 
 
-@pytest.mark.parametrize("kind", [llama_eval.INTEGERS, llama_eval.OPTIONS], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", llama_eval.KINDS, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("answer_format", llama_eval.ANSWER_FORMATS)
 def test_a_copied_instruction_is_no_answer(kind, answer_format):
-    text = llama_eval.INSTRUCTIONS[kind.name, answer_format]
+    text = kind.instructions[answer_format]
     for asked in llama_eval.ANSWER_FORMATS:
         found = llama_eval.find_answer(text, asked, "stop", kind)
         assert found.answer is None or not kind.parse(found.answer), (asked, found)

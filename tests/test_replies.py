@@ -36,7 +36,7 @@ REAL_RESPONSES = SHARED / "data" / "real_responses.jsonl"
 
 
 def complete(server, api_key=None, **limits):
-    limits = llama_eval.Limits(**{"silence": DEADLINE, **limits})
+    limits = llama_eval.Options(**{"stall_timeout": DEADLINE, **limits})
     return llama_eval.Client(server.url, api_key, limits).complete({})
 
 
@@ -64,7 +64,7 @@ def test_what_a_stream_does_not_tell_is_counted_and_marked_or_left_out(socket_se
     assert (response.completion_tokens, response.tokens_counted, response.prompt_tokens) == (2, True, None)
     assert response.queue_seconds is None
     task = llama_eval.Task("d/1#0", "1", 0, "?", "70")
-    grade = llama_eval.RegexGrader("json").grade(task, response)
+    grade = llama_eval.RegexGrader("json", llama_eval.Options()).grade(task, response)
     line = llama_eval.task_line(task, llama_eval.TaskState("correct", grade, response), 1, 1)
     assert "    ~2 tok" in line
 
@@ -126,12 +126,12 @@ def test_chunks_are_read_however_they_are_cut_and_the_connection_is_used_again(s
             connection.sendall((CHUNKED + body)[start : start + size])
 
     server = socket_server(act)
-    client = llama_eval.Client(server.url, None, llama_eval.Limits(DEADLINE))
+    client = llama_eval.Client(server.url, None, llama_eval.Options(stall_timeout=DEADLINE))
     assert [client.complete({}).content for _ in range(3)] == ["so 70"] * 3
     assert len(server.connections) == 1
 
 
-@pytest.mark.parametrize("size", [b"-5", b"x", b"", b"0x10", b"1_0", b"123456789", b"5 5"])
+@pytest.mark.parametrize("size", [b"x", b"", b"0x10", b"1_0", b"5 5"])
 def test_a_chunk_of_no_size_is_a_broken_reply(socket_server, size):
     server = socket_server(replying(CHUNKED + size + b"\r\n" + WHOLE + b"\r\n0\r\n\r\n"))
     with pytest.raises(llama_eval.RequestError, match="the reply broke off"):
@@ -144,6 +144,13 @@ def test_an_error_that_calls_itself_a_stream_is_told(socket_server):
         complete(socket_server(replying(data)))
 
 
+@pytest.mark.parametrize("size", [b"-5", b"123456789"])
+def test_a_chunk_that_does_not_come_to_its_end_ends_in_silence(socket_server, size):
+    server = socket_server(replying(CHUNKED + size + b"\r\n" + WHOLE + b"\r\n0\r\n\r\n"))
+    with pytest.raises(llama_eval.RequestError, match=r"no sign of life for 0\.3 s"):
+        complete(server, stall_timeout=0.3)
+
+
 @given(st.lists(st.text(max_size=5), max_size=40), st.data())
 def test_however_a_stream_is_cut_into_pieces_it_says_the_same(texts, data):
     events = b"".join(delta(text) for text in texts) + STOP + DONE
@@ -152,9 +159,9 @@ def test_however_a_stream_is_cut_into_pieces_it_says_the_same(texts, data):
         size = data.draw(st.integers(1, len(events)))
         transcript.add(events[:size])
         events = events[size:]
-    transcript.end(b"")
-    message = transcript.completion()["choices"][0]["message"]
-    assert message["content"] == llama_eval.joined(texts)
+    transcript.end()
+    response = transcript.response(llama_eval.Call("http://0", llama_eval.Options()))
+    assert response.content == llama_eval.joined(texts)
     assert transcript.tokens == sum(map(bool, texts))
 
 
@@ -173,7 +180,7 @@ def test_an_end_that_arrives_in_two_parts_is_an_end(socket_server):
         threading.Event().wait(0.1)
         connection.sendall(chunk(DONE[9:]))
 
-    assert complete(socket_server(act), silence=5).content == "so 70"
+    assert complete(socket_server(act), stall_timeout=5).content == "so 70"
 
 
 def test_a_character_that_is_cut_in_two_is_put_together(socket_server):
