@@ -1574,6 +1574,14 @@ def adapter(connecting: Callable[[socket.socket | None], None]) -> HTTPAdapter:
     return Adapter(pool_maxsize=1)
 
 
+def pieces(reply: requests.Response) -> Iterator[bytes]:
+    """The body of a reply as it arrives: by chunks where the server sends such, else by what there is to read."""
+    if reply.raw.chunked:
+        yield from reply.raw.read_chunked(decode_content=True)
+    while piece := reply.raw.read1(READ_SIZE, decode_content=True):
+        yield piece
+
+
 def root_cause(error: BaseException) -> str:
     """The innermost reason of an error, such as "Connection refused"."""
     while error.__cause__ or error.__context__:
@@ -1641,7 +1649,7 @@ class Client:
 
         def take(piece: bytes) -> bool:
             body.extend(piece)
-            return False
+            return len(body) > REPLY_LIMIT
 
         self._exchange("GET", path, None, take)
         value = self.redact(parsed(self.redact(body.decode("utf-8-sig", "replace"))))
@@ -1709,7 +1717,7 @@ class Client:
                 with self._send(method, path, body) as reply:
                     if reply.status_code != 200:
                         raise self._refusal(reply)
-                    while piece := reply.raw.read1(READ_SIZE, decode_content=True):
+                    for piece in pieces(reply):
                         if take(piece):
                             break
             except requests.ConnectTimeout:
@@ -1755,8 +1763,10 @@ class Client:
             location = self.redact(one_line(reply.headers["Location"]))
             return RequestError(f"it redirects to {location}: give that instead", reply.status_code)
         data = bytearray()
-        while len(data) < REPLY_LIMIT and (piece := reply.raw.read1(READ_SIZE, decode_content=True)):
+        for piece in pieces(reply):
             data += piece
+            if len(data) > REPLY_LIMIT:
+                break
         text = self.redact(data.decode("utf-8-sig", "replace"))
         error = failed(reply.status_code, self.redact(parsed_start(text)), text)
         error.retry_after = seconds_to_wait(reply.headers.get("Retry-After"))

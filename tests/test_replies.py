@@ -131,7 +131,7 @@ def test_chunks_are_read_however_they_are_cut_and_the_connection_is_used_again(s
     assert len(server.connections) == 1
 
 
-@pytest.mark.parametrize("size", [b"x", b"", b"0x10", b"1_0", b"5 5"])
+@pytest.mark.parametrize("size", [b"-5", b"x", b"", b"0x10", b"1_0", b"5 5"])
 def test_a_chunk_of_no_size_is_a_broken_reply(socket_server, size):
     server = socket_server(replying(CHUNKED + size + b"\r\n" + WHOLE + b"\r\n0\r\n\r\n"))
     with pytest.raises(llama_eval.RequestError, match="the reply broke off"):
@@ -144,9 +144,8 @@ def test_an_error_that_calls_itself_a_stream_is_told(socket_server):
         complete(socket_server(replying(data)))
 
 
-@pytest.mark.parametrize("size", [b"-5", b"123456789"])
-def test_a_chunk_that_does_not_come_to_its_end_ends_in_silence(socket_server, size):
-    server = socket_server(replying(CHUNKED + size + b"\r\n" + WHOLE + b"\r\n0\r\n\r\n"))
+def test_a_chunk_that_does_not_come_to_its_end_ends_in_silence(socket_server):
+    server = socket_server(replying(CHUNKED + b"123456789\r\n" + WHOLE + b"\r\n0\r\n\r\n"))
     with pytest.raises(llama_eval.RequestError, match=r"no sign of life for 0\.3 s"):
         complete(server, stall_timeout=0.3)
 
