@@ -53,13 +53,13 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from statistics import NormalDist
 from types import FrameType
-from typing import IO, Any, ClassVar, NamedTuple, NoReturn, TextIO, TypeVar
+from typing import IO, Any, ClassVar, NamedTuple, NoReturn, TextIO, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 try:
@@ -72,7 +72,7 @@ else:
     MISSING = None
 
 VERSION = "0.1.0"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had the texts of the problems in every task
 HERE = Path(__file__).resolve().parent
 
 # ---- vocabulary -----------------------------------------------------------------------------------------
@@ -2567,6 +2567,7 @@ def review_list(state: EvalState) -> list[dict[str, str]]:
 # ---- state ----------------------------------------------------------------------------------------------
 
 GRADER_SETTINGS = frozenset({"grader", "judge model", "judge prompt", "command"})
+TEXTS = ("question", "expected", "order")  # of a task that are those of its problem, and stand in the file once
 DUMP_SHARE = 0.02  # of the run's time at the most goes into writing the state
 
 
@@ -2706,69 +2707,95 @@ def load_dump(path: Path) -> tuple[EvalState, str | None]:
         raise StateError(f"{path} is not a state of llama-eval: {type(error).__name__} {error}") from None
 
 
+@functools.cache
+def reader(kind: Any) -> Callable[[Any], Any]:
+    """A function that reads a value of JSON as a `kind`, which is a dataclass or a type that one of its fields has.
+
+    A dataclass takes the fields that it knows, and leaves missing ones to their defaults: so files of older and newer
+    versions can be read. The function raises TypeError for a value of another type, or a missing field without default.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return lambda value: value
+    if type(None) in arguments:
+        read = reader(next(argument for argument in arguments if argument is not type(None)))
+        return lambda value: None if value is None else read(value)
+    if origin is list:
+        read = reader(arguments[0])
+        return lambda value: [read(entry) for entry in checked(value, list)]
+    if origin is dict:
+        read = reader(arguments[1])
+        return lambda value: {name: read(entry) for name, entry in checked(value, dict).items()}
+    if is_dataclass(kind):
+        return functools.partial(read_record, kind, get_type_hints(kind))
+    return lambda value: checked(value, kind)
+
+
+def read_record(kind: Any, hints: dict[str, Any], value: Any) -> Any:
+    """A dataclass from a JSON object; `hints` are the types of its fields."""
+    given, name = {}, ""
+    checked(value, dict)
+    try:
+        for name in hints.keys() & value.keys():
+            given[name] = reader(hints[name])(value[name])
+    except TypeError as error:
+        raise TypeError(f"its {name}: {error}") from None
+    try:
+        return kind(**given)
+    except TypeError as error:  # "... missing 1 required positional argument: 'id'"
+        raise TypeError(f"it lacks {str(error).partition(': ')[2]}") from None
+
+
+def checked(value: Any, kind: type) -> Any:
+    """`value`, if it is of this `kind`; raises TypeError."""
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{brief(value)} is no {kind.__name__}")
+    return value
+
+
 def state_from_json(data: dict[str, Any]) -> EvalState:
     """The EvalState that `state_to_json` wrote; raises KeyError, TypeError or ValueError on anything else."""
-    tasks = [with_texts(Task(**task), "id", "problem", "question", "expected") for task in data["tasks"]]
+    problems = {entry["problem"]: entry for entry in data.get("problems", ())}  # older files repeat them in each task
+    tasks = [{**problems.get(task.get("problem"), {}), **task} for task in data["tasks"]]
+    state: EvalState = reader(EvalState)({**data, "tasks": tasks})
     if not tasks:
         raise ValueError("it has no tasks")
-    if not isinstance(data["grader"]["name"], str):
-        raise TypeError("its grader has no name")
-    kept: dict[str, Any] = {
-        "prompt": Prompt(**data["prompt"]),
-        "sampling": Sampling(**data["sampling"]),
-        "endpoints": [Endpoint(**endpoint) for endpoint in data["endpoints"]],
-        "tasks": tasks,
-        "task_states": {task.id: task_state_from_json(data["task_states"][task.id]) for task in tasks},
-    }
-    return EvalState(**{entry.name: kept.get(entry.name, data[entry.name]) for entry in fields(EvalState)})
+    checked(state.grader["name"], str)
+    state.task_states = {task.id: known(state.task_states[task.id]) for task in state.tasks}
+    return state
 
 
-def task_state_from_json(data: dict[str, Any]) -> TaskState:
-    """One entry of task_states as a TaskState."""
-    if data["status"] not in STATUSES:
-        raise ValueError(f"has the unknown status {data['status']!r}")
-    grade = grade_from_json(data["grade"]) if data["grade"] else None
-    response, partial = (response_from_json(data.get(name)) for name in ("response", "partial"))
-    return TaskState(**{**data, "grade": grade, "response": response, "partial": partial})
-
-
-def response_from_json(data: dict[str, Any] | None) -> Response | None:
-    """A Response, or none."""
-    return with_texts(Response(**data), "content", "reasoning") if data else None
-
-
-Record = TypeVar("Record", Task, Response)
-
-
-def with_texts(record: Record, *names: str) -> Record:
-    """`record`, if its fields called `names` are texts, as the rules take them to be; raises TypeError."""
-    for name in names:
-        if not isinstance(getattr(record, name), str):
-            raise TypeError(f"its {name} is no text")
-    return record
-
-
-def grade_from_json(data: dict[str, Any]) -> Grade:
-    """A Grade, with the one by rule within it, if any."""
-    return Grade(**{**data, "rule": grade_from_json(data["rule"]) if data.get("rule") else None})
+def known(result: TaskState) -> TaskState:
+    """`result`, if its status is one of STATUSES; raises ValueError."""
+    if result.status not in STATUSES:
+        raise ValueError(f"has the unknown status {result.status!r}")
+    return result
 
 
 def state_to_json(state: EvalState, journal: str) -> Iterator[str]:
-    """The lines of the state file: a header to read, then one line a task and one line a task state."""
+    """The pieces of the state file: a header to read, then one line a problem, a task and a task state."""
     table = problem_scores(state)
     header = {name: value for name, value in vars(state).items() if name not in ("tasks", "task_states")}
     header = {"schema_version": SCHEMA_VERSION, "journal": journal, **header, "summary": summarize(state, table)}
     header["review"] = review_list(state)
+    texts = {task.problem: {name: getattr(task, name) for name in TEXTS} for task in state.tasks}
+    problems = ({"problem": entry["problem"], **texts[entry["problem"]], **entry} for entry in table)
+    tasks = ({name: value for name, value in vars(task).items() if name not in TEXTS} for task in state.tasks)
+    results = (f"{to_json(task_id)}: {to_json(result)}" for task_id, result in state.task_states.items())
     yield json.dumps(header, default=vars, ensure_ascii=False, indent=1).removesuffix("\n}")
-    yield ',\n "problems": [\n  '
-    yield ",\n  ".join(json.dumps(entry, ensure_ascii=False) for entry in table)
-    yield '\n ],\n "tasks": [\n  '
-    yield ",\n  ".join(json.dumps(task, default=vars, ensure_ascii=False) for task in state.tasks)
-    yield '\n ],\n "task_states": {\n  '
-    for number, (task_id, task_state) in enumerate(state.task_states.items()):
+    yield from (',\n "problems": [\n  ', ",\n  ".join(map(to_json, problems)), "\n ]")
+    yield from (',\n "tasks": [\n  ', ",\n  ".join(map(to_json, tasks)), "\n ]")
+    yield ',\n "task_states": {\n  '
+    for number, result in enumerate(results):
         yield ",\n  " if number else ""
-        yield f"{json.dumps(task_id, ensure_ascii=False)}: {json.dumps(task_state, default=vars, ensure_ascii=False)}"
+        yield result
     yield "\n }\n}\n"
+
+
+def to_json(value: Any) -> str:
+    """A value in one line of JSON, dataclasses as objects."""
+    return json.dumps(value, default=vars, ensure_ascii=False)
 
 
 def write_atomically(path: Path, pieces: Iterable[str]) -> None:
@@ -2825,7 +2852,7 @@ class StateFile:
     def record(self, state: EvalState, task: Task) -> None:
         """Note in the journal what became of `task`; raises StateError."""
         entry = {"journal": self.name, "task": task.id, "state": state.task_states[task.id]}
-        line = (json.dumps(entry, default=vars, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+        line = (to_json(entry) + "\n").encode("utf-8", "replace")
         size = os.fstat(self.journal).st_size
         try:
             while line:
@@ -2896,7 +2923,7 @@ def open_locked(path: Path) -> int:
 def load_state(path: Path, warn: Callable[[str], None]) -> EvalState:
     """The EvalState in the file at `path` and its journal; calls `warn` with a line on damage to the latter."""
     state, name = load_dump(path)
-    journal, known = journal_of(path), {task.id: task.id for task in state.tasks}
+    journal, names = journal_of(path), {task.id: task.id for task in state.tasks}
     try:
         *lines, torn = journal.read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -2909,7 +2936,7 @@ def load_state(path: Path, warn: Callable[[str], None]) -> EvalState:
         try:
             entry = json.loads(line)
             if entry["journal"] == name:  # else it belongs to an earlier dump, which the present one includes
-                state.task_states[known[entry["task"]]] = task_state_from_json(entry["state"])
+                state.task_states[names[entry["task"]]] = known(reader(TaskState)(entry["state"]))
         except (ValueError, KeyError, TypeError, RecursionError):
             warn(f"WARNING: {journal}, line {number}: it cannot be read, and is skipped")
     return state

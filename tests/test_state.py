@@ -1,5 +1,6 @@
 """The state of a run: in memory, on disk, and continued."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -87,8 +88,10 @@ def test_the_file_holds_what_it_takes_to_understand_the_run(tmp_path):
     )
     assert set(data) == {*about.split(), "problems", "tasks", "task_states"}
     assert data["dataset"]["name"] == "d"
-    task = {"id": "d/1#0", "problem": "1", "sample": 0, "question": "question 1", "expected": "1", "order": None}
-    assert data["tasks"][0] == task
+    assert data["tasks"][0] == {"id": "d/1#0", "problem": "1", "sample": 0}
+    told = [{name: entry[name] for name in ("problem", "question", "expected", "order")} for entry in data["problems"]]
+    assert told[0] == {"problem": "1", "question": "question 1", "expected": "1", "order": None}
+    assert len(told) == 3, "each once, however many samples"
     assert list(data["task_states"]) == [task["id"] for task in data["tasks"]]
     assert data["summary"]["counts"]["pending"] == 6
 
@@ -159,7 +162,7 @@ def test_a_resume_may_add_samples_and_problems_but_not_drop_them():
         ("\x00\xff", "not JSON"),
         ("[]", "no schema_version"),
         ('{"answer": 1}', "no schema_version"),
-        ('{"schema_version": 99}', "written by a newer llama-eval .schema 99; this is 1"),
+        ('{"schema_version": 99}', "written by a newer llama-eval .schema 99; this is 2"),
         ('{"schema_version": 1}', "KeyError"),
         ('{"schema_version": 1, "tasks": [{"id": 1}]}', "TypeError"),
         ('{"schema_version": 1, "tasks": 5}', "TypeError"),
@@ -207,7 +210,7 @@ def test_a_task_whose_texts_are_none_is_refused(tmp_path, name, value):
     data["tasks"][0][name] = value
     data["task_states"]["7"] = data["task_states"]["d/1#0"]
     path.write_text(json.dumps(data), "utf-8")
-    with pytest.raises(llama_eval.StateError, match=f"its {name} is no text"):
+    with pytest.raises(llama_eval.StateError, match=f"its {name}: {json.dumps(value)} is no str"):
         load_quietly(path)
 
 
@@ -220,6 +223,80 @@ def test_a_state_with_a_damaged_part_is_refused(tmp_path, damage):
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **damage}), "utf-8")
     with pytest.raises(llama_eval.StateError, match="is not a state of llama-eval"):
         load_quietly(path)
+
+
+def walk(value):
+    """Every object in a value of JSON, the value itself included."""
+    if isinstance(value, dict):
+        yield value
+    for entry in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from walk(entry)
+
+
+def finished_run():
+    """A run with everything in it that a state can hold."""
+    state = new_run()
+    response = llama_eval.Response("70", "hm", "stop", "tiny", 9, 7, 5.5, 1.25)
+    rule = llama_eval.Grade("incorrect", "71", "json", "regex")
+    grade = llama_eval.Grade("correct", "70", "judge", "llm", rule=rule)
+    state.task_states["d/1#0"] = llama_eval.TaskState("correct", grade, response, "http://0", 1, partial=response)
+    state.endpoints = [llama_eval.Endpoint("http://0", 4, [{"id": "tiny"}], {"total_slots": 4})]
+    return state
+
+
+def test_a_file_of_a_newer_version_is_read_without_the_fields_that_are_new(tmp_path):
+    path = tmp_path / "run.json"
+    dump(path, finished_run())
+    data = json.loads(path.read_text("utf-8"))
+    records = [data, data["prompt"], data["sampling"], *data["tasks"], *data["problems"], *data["endpoints"]]
+    records += [entry for result in data["task_states"].values() for entry in walk(result)]
+    for record in records:
+        record["colour"] = {"of": "its eyes"}
+    path.write_text(json.dumps(data), "utf-8")
+    assert load_quietly(path) == finished_run_as(load_quietly(path))
+
+
+def finished_run_as(other):
+    """`finished_run` with the id and times of another."""
+    return dataclasses.replace(finished_run(), id=other.id, created=other.created, updated=other.updated)
+
+
+def test_a_file_of_an_older_version_is_read_by_one_with_more_fields(tmp_path):
+    @dataclasses.dataclass
+    class Wider(llama_eval.EvalState):
+        colour: str = "grey"
+        tags: list[str] = dataclasses.field(default_factory=list)
+
+    path = tmp_path / "run.json"
+    dump(path, finished_run())
+    data = json.loads(path.read_text("utf-8"))
+    texts = {entry["problem"]: entry for entry in data["problems"]}
+    data["tasks"] = [
+        {**task, **{name: texts[task["problem"]][name] for name in llama_eval.TEXTS}} for task in data["tasks"]
+    ]
+    state = llama_eval.reader(Wider)(data)
+    assert (state.colour, state.tags, state.tasks) == ("grey", [], finished_run().tasks)
+
+
+def test_a_file_of_the_first_version_is_read(tmp_path):
+    """It has the texts in every task, and neither scores of problems nor the fields that came later."""
+    path = tmp_path / "run.json"
+    dump(path, finished_run())
+    data = json.loads(path.read_text("utf-8"))
+    texts = {entry["problem"]: entry for entry in data.pop("problems")}
+    for task in data["tasks"]:
+        task.update({name: texts[task["problem"]][name] for name in ("question", "expected")})
+    for result in data["task_states"].values():
+        result.pop("partial")
+        for name in ("tokens_counted", "first_token_seconds", "queue_seconds"):
+            (result["response"] or {}).pop(name, None)
+    for endpoint in data["endpoints"]:
+        endpoint.pop("rejects_schema")
+    path.write_text(json.dumps({**data, "schema_version": 1}), "utf-8")
+    state = load_quietly(path)
+    expected = finished_run_as(state)
+    expected.task_states["d/1#0"] = dataclasses.replace(expected.task_states["d/1#0"], partial=None)
+    assert state == expected
 
 
 def test_a_model_that_is_named_must_be_the_one_of_the_run():
