@@ -2478,21 +2478,26 @@ def powers_up_to(k: int) -> list[int]:
     return [*(2**power for power in range(k.bit_length()) if 2**power < k), k]
 
 
+TEXTS = ("question", "expected", "order")  # of a task that are those of its problem, and stand in the file once
+
+
 def problem_scores(state: EvalState) -> list[dict[str, Any]]:
-    """Each problem of a run with its score, Wilson's interval of that, and the answers that its samples gave.
+    """Each problem of a run with its texts, its score, Wilson's interval of that, and the answers of its samples.
 
     `score` and `interval`, of the samples with a verdict, and `majority` are None where there is none yet.
     """
-    samples: dict[str, list[TaskState]] = {}
+    samples: dict[str, list[Task]] = {}
     for task in state.tasks:
-        samples.setdefault(task.problem, []).append(state.task_states[task.id])
+        samples.setdefault(task.problem, []).append(task)
     table = []
-    for problem, results in samples.items():
+    for problem, tasks in samples.items():
+        results = [state.task_states[task.id] for task in tasks]
         scored = [result for result in results if result.status in SCORED]
         tally = Tally(sum(result.status == "correct" for result in scored), len(scored))
         votes = [(result.grade.answer if result.grade else None, result.status == "correct") for result in scored]
         answers = Counter(answer for answer, _ in votes if answer is not None)
-        entry: dict[str, Any] = {"problem": problem, "samples": len(results), **tally._asdict()}
+        entry: dict[str, Any] = {"problem": problem, **{name: getattr(tasks[0], name) for name in TEXTS}}
+        entry |= {"samples": len(results), **tally._asdict()}
         entry["score"] = tally.correct / tally.scored if scored else None
         entry["interval"] = wilson_interval(entry["score"], tally.scored) if scored else None
         entry["answers"] = answers.most_common()
@@ -2567,7 +2572,6 @@ def review_list(state: EvalState) -> list[dict[str, str]]:
 # ---- state ----------------------------------------------------------------------------------------------
 
 GRADER_SETTINGS = frozenset({"grader", "judge model", "judge prompt", "command"})
-TEXTS = ("question", "expected", "order")  # of a task that are those of its problem, and stand in the file once
 DUMP_SHARE = 0.02  # of the run's time at the most goes into writing the state
 
 
@@ -2779,12 +2783,10 @@ def state_to_json(state: EvalState, journal: str) -> Iterator[str]:
     header = {name: value for name, value in vars(state).items() if name not in ("tasks", "task_states")}
     header = {"schema_version": SCHEMA_VERSION, "journal": journal, **header, "summary": summarize(state, table)}
     header["review"] = review_list(state)
-    texts = {task.problem: {name: getattr(task, name) for name in TEXTS} for task in state.tasks}
-    problems = ({"problem": entry["problem"], **texts[entry["problem"]], **entry} for entry in table)
     tasks = ({name: value for name, value in vars(task).items() if name not in TEXTS} for task in state.tasks)
     results = (f"{to_json(task_id)}: {to_json(result)}" for task_id, result in state.task_states.items())
     yield json.dumps(header, default=vars, ensure_ascii=False, indent=1).removesuffix("\n}")
-    yield from (',\n "problems": [\n  ', ",\n  ".join(map(to_json, problems)), "\n ]")
+    yield from (',\n "problems": [\n  ', ",\n  ".join(map(to_json, table)), "\n ]")
     yield from (',\n "tasks": [\n  ', ",\n  ".join(map(to_json, tasks)), "\n ]")
     yield ',\n "task_states": {\n  '
     for number, result in enumerate(results):

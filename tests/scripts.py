@@ -33,6 +33,11 @@ def run_eval(
     return warm.run(EVAL, *args, cwd=cwd, env={**os.environ, **(env or {})}, timeout=timeout)
 
 
+def start_eval(*args: object, cwd: Path, **streams: Any) -> Any:
+    """`llama-eval.py` with `args`, running in the folder `cwd`; `streams` are those of `subprocess.Popen`."""
+    return warm.popen(EVAL, *args, cwd=cwd, **streams)
+
+
 def run_report(*args: object, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """`llama-eval-report.py` with `args` run to its end in the folder `cwd`; it never ends in a traceback."""
     done = warm.run(REPORT, *args, cwd=cwd, env={**os.environ, **(env or {})}, timeout=DEADLINE)
@@ -69,6 +74,12 @@ def expected(body: Any) -> str:
 def right(method: str, path: str, body: Any) -> tuple[int, Any]:
     """What a server replies that knows the practice set and says little else."""
     return (200, completion(f'{{"answer": {expected(body)}}}')) if method == "POST" else (404, b"")
+
+
+def tasks_of(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tasks in a state file, each with the texts of its problem."""
+    problems = {entry["problem"]: entry for entry in state["problems"]}
+    return [{**problems[task["problem"]], **task} for task in state["tasks"]]
 
 
 Reply = Callable[[str, str, Any], tuple[Any, ...]]

@@ -347,7 +347,7 @@ def test_text_after_the_box_changes_nothing(text, number):
         ", ",
     ],
 )
-def test_reading_a_megabyte_of_anything_takes_time_in_proportion(unit):
+def test_reading_a_long_text_of_anything_takes_time_in_proportion(unit):
     def seconds(length):
         text = (unit * (length // len(unit) + 1))[:length]
         start = time.process_time()
@@ -356,8 +356,8 @@ def test_reading_a_megabyte_of_anything_takes_time_in_proportion(unit):
                 llama_eval.find_answer(text, answer_format, "stop", kind)
         return time.process_time() - start
 
-    # Quadratic rules take minutes here; 20 s is far above what the slowest machine needs for linear ones.
-    assert seconds(1_000_000) < 20
+    # Quadratic rules take minutes here; 10 s is far above the time of linear ones on the slowest machine.
+    assert seconds(200_000) < 10
 
 
 @pytest.mark.parametrize("blank", [" ", "\n", "\t", "\u00a0", "the ", "< ", "> "])
@@ -371,7 +371,7 @@ def test_a_box_or_a_string_full_of_nothing_is_read_at_once(blank):
 
 def test_reading_boxes_within_boxes_takes_time_in_proportion():
     start = time.process_time()
-    assert llama_eval.boxed_answer("\\boxed{" * 125_000 + "}" * 125_000, whole=True)
+    assert llama_eval.boxed_answer("\\boxed{" * 25_000 + "}" * 25_000, whole=True)
     assert time.process_time() - start < 20
 
 

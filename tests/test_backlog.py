@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from scripts import (
     http,
     load,
     run_eval,
+    start_eval,
     streamed,
 )
 
@@ -46,9 +46,9 @@ def running(folder, *servers, options=()):
     `until(text)` waits for a line with that text, `finish()` for the end, and gives the exit status and all output.
     """
     urls = ",".join(server.url for server in servers)
-    command = [sys.executable, str(EVAL), "--endpoint", urls, "--dataset", "practice", "--output", "run.json"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen([*command, *map(str, options)], cwd=folder, **pipes) as process:
+    base = ["--endpoint", urls, "--dataset", "practice", "--output", "run.json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with start_eval(*base, *options, cwd=folder, **pipes) as process:
         lines = []
 
         def until(text):

@@ -7,7 +7,7 @@ import datasets
 import pytest
 from datasets.arrow_writer import ArrowWriter
 
-from scripts import EVAL, REPO, SHARED, completion, load, run_eval
+from scripts import EVAL, REPO, SHARED, completion, load, run_eval, tasks_of
 
 llama_eval = load(EVAL)
 
@@ -218,7 +218,7 @@ def test_the_shuffle_depends_on_the_seed_alone_and_is_stored_with_each_task(tmp_
     options = ["--endpoint", fake_server(first).url, "--dataset", path, "--output", "run.json"]
     run_eval(*options, "--seed", 1, cwd=tmp_path)
     state = json.loads((tmp_path / "run.json").read_text("utf-8"))
-    assert [task["order"] for task in state["tasks"]] == [p.order for p in one.problems]
+    assert [task["order"] for task in tasks_of(state)] == [p.order for p in one.problems]
     assert state["summary"]["counts"]["correct"] == sum(p.expected == "A" for p in one.problems)
     assert 'place of X: {"answer": "X"}' in state["prompt"]["template"]
     done = run_eval(*options, "--seed", 2, "--resume", cwd=tmp_path)

@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 
-from scripts import DEADLINE, EVAL, completion, expected, held_back, load, right, run_eval
+from scripts import DEADLINE, EVAL, completion, expected, held_back, load, right, run_eval, start_eval
 
 llama_eval = load(EVAL)
 SCORED = llama_eval.SCORED
@@ -150,8 +150,7 @@ def test_a_full_disk_stops_the_run_with_what_it_had(fake_server, tmp_path):
 def test_two_processes_do_not_share_a_run(fake_server, tmp_path):
     slow, asked, over = held_back()
     options = ["--dataset", "practice", "--limit", "3", "--output", "run.json"]
-    command = [sys.executable, EVAL, "--endpoint", fake_server(slow).url, *options]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+    with start_eval("--endpoint", fake_server(slow).url, *options, cwd=tmp_path, stdout=subprocess.PIPE) as process:
         assert asked.wait(DEADLINE)
         for more in (["--resume"], ["--overwrite"]):
             refused = run_eval("--endpoint", fake_server(right).url, *options, *more, cwd=tmp_path)
@@ -160,7 +159,7 @@ def test_two_processes_do_not_share_a_run(fake_server, tmp_path):
         regraded = run_eval("--regrade", "run.json", cwd=tmp_path)
         assert (regraded.returncode, "another llama-eval is at work on" in regraded.stderr) == (1, True)
         over.set()
-        assert "3 correct" in process.communicate(timeout=DEADLINE)[0]
+        assert "3 correct" in process.stdout.read()
     assert sorted(os.listdir(tmp_path)) == ["run.json"]
     assert run_eval("--endpoint", fake_server(right).url, *options, "--resume", cwd=tmp_path).returncode == 0
 
@@ -168,8 +167,7 @@ def test_two_processes_do_not_share_a_run(fake_server, tmp_path):
 def test_a_lock_is_gone_with_the_process_that_had_it(fake_server, tmp_path):
     slow, asked, over = held_back()
     options = ["--dataset", "practice", "--limit", "3", "--output", "run.json"]
-    command = [sys.executable, EVAL, "--endpoint", fake_server(slow).url, *options]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
+    with start_eval("--endpoint", fake_server(slow).url, *options, cwd=tmp_path) as process:
         assert asked.wait(DEADLINE)
         process.kill()
     over.set()
@@ -216,9 +214,7 @@ def test_nothing_finished_is_lost_or_asked_twice_however_often_the_process_is_ki
     path, resume, finished, kills = tmp_path / "run.json", [], set(), 0
     while kills < 30:
         before = len(asked)
-        with subprocess.Popen(
-            [sys.executable, EVAL, *options, *resume], cwd=tmp_path, stdout=subprocess.DEVNULL
-        ) as process:
+        with start_eval(*options, *resume, cwd=tmp_path) as process:
             for _ in range(moments.randrange(1, 12)):
                 assert reached.acquire(timeout=DEADLINE)
             threading.Event().wait(moments.uniform(0, 0.01))  # anywhere in what follows a reply

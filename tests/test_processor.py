@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from scripts import ANSWERS, DEADLINE, EVAL, busy_at_first, expected, load, right, run_eval
+from scripts import ANSWERS, DEADLINE, EVAL, busy_at_first, expected, load, right, run_eval, tasks_of
 
 llama_eval = load(EVAL)
 
@@ -34,7 +34,7 @@ def test_every_task_is_asked_once_and_the_state_holds_every_answer(fake_server, 
     assert state["summary"]["accuracy"] == 1.0
     assert {s["status"] for s in state["task_states"].values()} == {"correct"}
     one = state["task_states"]["practice/P-1#1"]
-    assert one["grade"]["answer"] == ANSWERS[state["tasks"][0]["question"]]
+    assert one["grade"]["answer"] == ANSWERS[tasks_of(state)[0]["question"]]
     assert one["response"]["content"]
     assert one["attempts"] == 1
     assert one["endpoint"] == server.url

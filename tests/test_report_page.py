@@ -21,7 +21,7 @@ from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.keys import Keys
 
 from browser import prose
-from scripts import DEADLINE, EVAL, REPO, REPORT, SHARED, load, run_eval
+from scripts import DEADLINE, EVAL, REPO, REPORT, SHARED, load, run_eval, tasks_of
 
 llama_eval = load(EVAL)
 SCREENSHOTS = REPO / "build" / "screenshots"
@@ -429,7 +429,7 @@ def test_every_task_of_a_real_run_is_shown_as_it_is_in_the_state(browser, run_pa
     state = json.loads(runs[0].read_text("utf-8"))
     told = json.loads(browser_details(browser, run_page))
     assert len(told) == len(state["tasks"]) == 120
-    for task in state["tasks"]:
+    for task in tasks_of(state):
         given, (column,) = state["task_states"][task["id"]], told[task["id"]]
         facts, texts = dict(column["facts"]), {title: text for title, text, *_ in column["texts"]}
         assert texts["response"] == given["response"]["content"]

@@ -258,6 +258,13 @@ def main() -> None:
     if request is None:
         return
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # The streams anew: these have looked, when they were made, at what the descriptors were then.
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        made = getattr(sys, name)
+        buffering = 1 if name == "stderr" or os.isatty(number) else -1
+        fresh = open(number, mode, buffering, made.encoding, made.errors, closefd=False)  # noqa: SIM115 - for good
+        setattr(sys, name, fresh)
+        setattr(sys, f"__{name}__", fresh)
     os.chdir(request.cwd)
     os.environ.clear()
     os.environ.update(request.env)
