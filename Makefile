@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-quick check bench clean
 
 demo: $(VENV)/run-time
 	$(BIN)/python llama-eval.py --simulate 0.8 --dataset practice --threads 4 --report --output demo.json --overwrite
 
 test: $(VENV)/development
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-quick: $(VENV)/development
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 check: $(VENV)/development
 	$(BIN)/ruff check .
@@ -31,9 +34,12 @@ bench: $(VENV)/development
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
+# An environment counts as made once pip is in it: Debian's python3 without python3-venv leaves one without.
 define install
+	@command -v $(PYTHON) >/dev/null || { echo "there is no $(PYTHON): install Python 3.10 or later, or make PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed: make PYTHON=python3.12 ...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); } || { rm -rf $(VENV); \
+	    echo "no virtual environment could be made; on Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(1)
 	touch $@
 endef

@@ -26,7 +26,7 @@ FLAGS = (
 )
 
 # What prose is made of: the words of these files, the first ones the most often.
-VOCABULARY = ("README.md", "docs/grading.md", "docs/simulator.md", "docs/report.md", "data/practice.jsonl")
+VOCABULARY = ("README.md", *(f"docs/{name}.md" for name in ("grading", "simulator", "report", "options", "runs")))
 
 # What the dialog shows: its title, and for each column a heading, the facts and the texts.
 TOLD = """

@@ -36,6 +36,22 @@ STOP_SECONDS = 20
 FOREIGN_VARIABLE = re.compile(r"HF_.*|HUGGING_?FACE_.*|XDG_.*|.*_API_KEY|.*_TOKEN|[A-Z]+_PROXY", re.IGNORECASE)
 
 
+# The modules that need a browser, many processes or much waiting: `make test-quick` does without.
+SLOW = {
+    *("test_backlog", "test_comparison", "test_datasets", "test_end_to_end", "test_faults", "test_matrix"),
+    "test_processor",
+    *("test_report", "test_report_page", "test_simulator", "test_simulator_matching", "test_simulator_model"),
+    "test_simulator_serving",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the slow modules."""
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 def clean_environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment without what a machine or its user may have set up, and with another home."""
     kept = {name: value for name, value in os.environ.items() if not FOREIGN_VARIABLE.fullmatch(name)}

@@ -1,15 +1,17 @@
 """The documents, the requirements and the scripts say the same thing."""
 
 import re
+import shutil
+import subprocess
 
 import pytest
 
-from scripts import EVAL, REPO, REPORT, SIMULATOR, load
+from scripts import DEADLINE, EVAL, REPO, REPORT, SIMULATOR, load
 
 llama_eval = load(EVAL)
 README = (REPO / "README.md").read_text("utf-8")
 SCRIPTS = [EVAL, SIMULATOR, REPORT]
-OPTIONS = README + "".join((REPO / "docs" / name).read_text("utf-8") for name in ("simulator.md", "report.md"))
+OPTIONS = (REPO / "docs" / "options.md").read_text("utf-8")
 
 
 def requirements() -> list[str]:
@@ -87,8 +89,52 @@ def test_the_exit_codes_in_the_readme_are_those_of_the_program():
     assert set(documented) == {"0", "1", "2", "3", "129", "130", "143"}
 
 
-def test_the_readme_starts_with_the_two_commands():
-    assert README.index("make demo") < README.index("make test") < 3000
+def test_the_readme_is_short_and_starts_with_the_two_commands():
+    assert len(README.splitlines()) <= 200
+    assert (
+        README.index("make demo") < README.index("make test") < README.index("uv run llama-eval.py --simulate") < 1500
+    )
+
+
+def test_every_link_between_the_documents_leads_somewhere():
+    for document in (REPO / "README.md", *(REPO / "docs").glob("*.md")):
+        for target, fragment in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", document.read_text("utf-8")):
+            path = (document.parent / target) if target else document
+            assert path.exists(), (document.name, target)
+            if fragment:
+                titles = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), re.MULTILINE)
+                anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+                assert fragment in anchors, (document.name, target, fragment)
+
+
+def made_up_python(folder, body):
+    """A folder with the Makefile and a Python that behaves like that of a system without python3-venv."""
+    shutil.copy(REPO / "Makefile", folder)
+    (folder / "requirements.txt").touch()
+    python = folder / "python3"
+    python.write_text(f'#!/bin/sh\ncase "$1" in -c) exit 0 ;; esac\n{body}\n', encoding="utf-8")
+    python.chmod(0o755)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_without_venv_make_says_what_to_install_and_leaves_nothing_half_made(tmp_path):
+    made_up_python(tmp_path, 'mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; echo ensurepip is not available; exit 1')
+    command = ["make", "demo", "PYTHON=./python3", "VENV=.venv"]
+    for _ in range(2):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE)
+        assert done.returncode == 2
+        assert "sudo apt install python3-venv" in done.stderr
+        assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_a_half_made_environment_is_made_anew(tmp_path):
+    made_up_python(tmp_path, 'mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && touch "$3/whole" && exit 0')
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    shutil.copy(tmp_path / "python3", tmp_path / ".venv" / "bin" / "python")
+    command = ["make", ".venv/run-time", "PYTHON=./python3", "VENV=.venv"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE)
+    assert (tmp_path / ".venv" / "whole").exists()
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
