@@ -4,7 +4,7 @@
 # dependencies = [
 #     "requests>=2.31",
 #     "urllib3>=2.2",               # its own engine: reads a stream as it comes
-#     "flask>=3.0",                 # with python-Levenshtein: what the simulator behind --simulate runs on
+#     "flask>=3.0",                 # with python-Levenshtein, for the simulator behind --simulate
 #     "datasets>=3.0",
 #     "python-Levenshtein>=0.25",
 #     "tqdm>=4.66",
@@ -80,7 +80,7 @@ HERE = Path(__file__).resolve().parent
 LOOP = "loop"  # the finish reason of a response that was stopped because it only repeated itself
 CUT_OFF = ("length", LOOP)  # the finish reasons of responses that are not complete
 
-# What a task can be. The scored ones are the denominator of the accuracy; the others await a resume: not finished,
+# The statuses of a task. The scored ones are the denominator of the accuracy; the others await a resume: not finished,
 # a response without a verdict because the grader failed, no response after all retries.
 SCORED = ("correct", "incorrect", "no_answer", "truncated")
 STATUSES = ("pending", *SCORED, "ungraded", "error")
@@ -124,7 +124,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Prompt:
-    """How a question is put: `template` holds {question}, `system` is a message before it, if any.
+    """The prompt of a run: `template` holds {question}, `system` is a message before it, if any.
 
     `schema` is the JSON schema that the server is asked to hold the response to, if any.
     """
@@ -137,7 +137,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the model samples. What is None is not sent, so that the server's own default applies."""
+    """The sampling parameters of a run. None is not sent, so that the server's own default applies."""
 
     temperature: float | None = None
     top_k: int | None = None
@@ -206,7 +206,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Response:
-    """What a server answered to one task. What it did not say, and what was not streamed, is None.
+    """The answer of a server to one task. None stands for anything that it did not tell, or did not stream.
 
     `seconds` are those of the request, of which it waited `queue_seconds` before the server began with it.
     `tokens_counted` says that the completion tokens are the pieces of the stream, which the server gave no number of.
@@ -250,7 +250,7 @@ class Grade:
 
 @dataclass(frozen=True)
 class TaskState:
-    """What happened to a task; times are ISO 8601 in UTC, `attempts` counts requests, `error` is for people.
+    """The state of a task; times are ISO 8601 in UTC, `attempts` counts requests, `error` is for people.
 
     `partial` is what had arrived of a response that then failed, the longest if several did. A task that has a response
     does not count the attempts that failed because a whole endpoint did.
@@ -269,7 +269,7 @@ class TaskState:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One server: base URL without /v1, its number of threads, and what it said of itself, if anything.
+    """One server: base URL without /v1, its number of threads, and its description of itself, if any.
 
     `rejects_schema` is set once it has refused a response_format, which it is then not sent any more.
     """
@@ -283,7 +283,7 @@ class Endpoint:
 
 @dataclass
 class EvalState:
-    """One run: what is asked of which model and how, every task, and what became of it."""
+    """One run: the model, the settings, every task, and its state."""
 
     id: str
     dataset: dict[str, str]
@@ -434,7 +434,7 @@ WIDE_BRACKETS = {0xFF08: "(", 0xFF09: ")"}
 WIDE_LETTER = re.compile(r"[\uff21-\uff3a\uff41-\uff5a]")
 MAX_ANSWER = 2000  # characters; a longer "answer" is an essay, not a number
 
-# What LaTeX and prose put around a number.
+# The dress of a number in LaTeX and prose.
 COLOUR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}")
 WRAPPERS = re.compile(
     r"\\(?:text|math)(?:rm|bf|it|sf|tt|up|normal)?(?![a-zA-Z])|\\(?:bf|rm|it|normalsize|large|Large|LARGE|huge|Huge)"
@@ -456,9 +456,9 @@ LEAD_IN = re.compile(
 THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 EQUALITY = re.compile(r"(?<![!<>])=|\\(?:approx|equiv)(?![a-zA-Z])|[≈≡]")
 UNEQUAL = re.compile(r"\\(?:not|neq?)(?![a-zA-Z])|=/=|[≠≢]")
-# What shows, left of an equation, that more than one thing is said.
+# Signs, left of an equation, that more than one thing is said.
 SEVERAL = re.compile(r"[,;<>]|[.!?]\s|\b(?:and|or|if|when|where|for|because|since|as)\b")
-# What shows it between two equality signs: a variable after a value, as in "m = 25, n = 8", and not in "m = 2 + n = 8".
+# The same between two equality signs: a variable after a value, as in "m = 25, n = 8", and not in "m = 2 + n = 8".
 NEXT_EQUATION = re.compile(r"[^-+*/^(·×=_\s](?:\s+|\s*\\)[a-zA-Z]\s*$")
 BRACKETED = re.compile(r"\([^()]*\)")
 INTEGER = re.compile(
@@ -502,7 +502,7 @@ CHOSEN = re.compile(
     r"(?:\s+(?:answer|option|choice|one))?[.!*\s]*",
     re.IGNORECASE,
 )
-# What takes a letter back that it follows: another one, its label, or a denial.
+# Words after a letter that take it back: another letter, its label, or a denial.
 ANOTHER_OPTION = re.compile(
     r"\s*(?:(?:[,/&。，、]|(?:or|and|oder|und|et|ou|y|o|и|или)\b|和|或)\s*)+[(\[]?[A-HJ](?:[)\].:,]|\s*$)"
     r"|\s*(?:[(\[]?[A-HJ][)\]](?!\w)|[A-HJ]\s*$)|.*[\s(;,][A-HJ][):]\s|\s*(?:is\s+)?(?:not|no|wrong|false|incorrect)\b",
@@ -514,7 +514,7 @@ def parse_integer(text: str) -> str | None:
     """The integer that all of `text` stands for, in canonical form ("16" for "016"), or None.
 
     Peels what LaTeX and prose put around a number: fonts, colours, $, degree signs, spacing, thousands
-    commas, ".0", trailing units, the left side of an equation. What is left must be one integer.
+    commas, ".0", trailing units, the left side of an equation. The rest must be one integer.
     """
     if len(text) > MAX_ANSWER or text.count("{") != text.count("}") or UNEQUAL.search(text):
         return None
@@ -575,7 +575,7 @@ BOX_TOKEN = re.compile(
     r"(?P<box>(?<![a-zA-Z])(?:boxed|fbox|framebox)\s*(?:\[[^\]\n]{0,40}\]\s*){0,2})\{|(?<=\\)(?:boxed|fbox|framebox)\s*"
     r"(?P<bare>[-−]?[0-9]+(?:,[0-9]{3})*)(?=[.,;]?\s*(?:\$|\\[)\]]|\n|$)|[.,;]\s+[a-zA-Z])|\\[{}]|(?P<open>\{)|(?P<close>\})"
 )
-# What stands in a box when a model repeats its instructions.
+# The content of a box when a model repeats its instructions.
 PLACEHOLDER = re.compile(
     r"\s*(?:\\text\s*\{)?[\s<\[]*(?:(?:your|the|final|integer|numerical)\s+)*"
     r"(?:answer|number|integer|result|value|N|X|\?+|_+|\.{2,}|…|\\l?c?dots)?(?:\s+here)?[\s>\]]*\}?\s*",
@@ -592,7 +592,7 @@ DECODER = json.JSONDecoder(parse_int=str, parse_float=str, strict=False)
 
 
 def final_part(content: str) -> str | None:
-    """What follows the model's reasoning, or None when the reasoning was never closed."""
+    """The text after the model's reasoning, or None when the reasoning was never closed."""
     tag = None
     for tag in THINKING_TAG.finditer(content):  # noqa: B007 - the last one is wanted
         pass
@@ -630,12 +630,12 @@ def json_answers(text: str) -> list[Any]:
 
 
 def is_echo(value: Any) -> bool:
-    """Whether the value of "answer" is only what the instructions or a JSON schema have in its place."""
+    """Whether the value of "answer" is only a placeholder, of the instructions or of a JSON schema."""
     return is_placeholder(value) if isinstance(value, str) else isinstance(value, dict) and "type" in value
 
 
 def is_placeholder(text: str) -> bool:
-    """Whether an answer is what the instructions have in its place."""
+    """Whether an answer is the placeholder of the instructions."""
     return len(text) <= MAX_ANSWER and PLACEHOLDER.fullmatch(" ".join(text.split())) is not None
 
 
@@ -675,7 +675,7 @@ def boxed_answer(text: str, whole: bool) -> str | None:
 
 
 def joined_by_or(text: str) -> bool:
-    """Whether what stands between two boxes offers the second as an alternative to the first."""
+    """Whether the text between two boxes offers the second as an alternative to the first."""
     words = [word for word in re.findall(r"[^\W\d_]+", text) if word not in ("boxed", "fbox", "framebox", "text")]
     return 0 < len(words) <= MAX_HEDGE_WORDS and any(HEDGE.fullmatch(word) for word in words)
 
@@ -697,7 +697,7 @@ FILLER = re.compile(
     r"|entonces|quindi)\b[,:\s]*)+",
     re.IGNORECASE,
 )
-# What follows "the answer is" where no answer is meant, and what goes before "the answer" where it is yet to come.
+# Words after "the answer is" where no answer is meant, and before "the answer" where it is yet to come.
 NOT_MARKING = re.compile(
     r"(?:clear|correct|right|wrong|incorrect|unique|valid|not|in|at|on|below|above|found|to|within)\b", re.IGNORECASE
 )
@@ -708,7 +708,7 @@ SEARCHING = re.compile(
 MISTAKEN = re.compile(
     r"\b(?:wrong|incorrect|mistaken|false|previous|earlier|naive)\s+(?:final\s+)?$|\bif\b[^.!?\n]*$", re.IGNORECASE
 )
-# What takes back the number that it follows.
+# Words after a number that take it back.
 WITHDRAWN = re.compile(
     r"(?:(?<=[0-9)}$*`])|(?<=\b[A-J]))(?i:[\s,;—–-]*(?:(?:but|which|that|this|it|is|was)\s+)*(?:wrong|incorrect|no"
     r"|not\s+(?:right|correct|valid))\b)|[.!?][*_]*\s+(?i:wait|hmm|no,|actually,)"
@@ -724,7 +724,7 @@ CLAUSE_END = re.compile(
     r"|,\s*['\"][a-z_]+['\"]\s*:",
     re.IGNORECASE,
 )
-# The integer a clause begins with: what follows must not make it a part of something else.
+# The integer a clause begins with, unless the text after it makes it a part of something else.
 LEADING_INTEGER = re.compile(
     r"""(?P<integer>[-−]?[0-9]+(?:,[0-9]{3})*)(?![0-9a-zA-Z])["'”’)\]}_]*(?:[^\w+/^=<>\\·×(–-]*$"""
     r"""|\s*[.!]\s+(?=\D)|[。！（]|(?P<pause>[,;:]\s|[，；：、]|\s[(—–-]\s?)?\s*(?P<word>[^\W\d_]+)(?!\())"""
@@ -732,7 +732,7 @@ LEADING_INTEGER = re.compile(
 LIST_ITEM = re.compile(r"1[.)]\s+[^\W\d_]")  # the first of the steps to "find the answer:", say
 MARKUP = "_*:：。# \t\r“”\"'"
 BULLET = re.compile(r"(?:[-–—•+]\s+)+")
-# How an answer was found or missed, and what that means.
+# The ways in which an answer is found or missed, each with its meaning.
 METHODS = {
     "json": "the last JSON object with an answer",
     "boxed": "the last box that is closed",
@@ -760,7 +760,7 @@ class Found:
 
 
 def offered_integers(text: str) -> set[str] | None:
-    """The integers that a text offers with "or" to choose from, "" for what is none; None when it offers none."""
+    """The integers that a text offers with "or" to choose from, "" for one that is none; None when it offers none."""
     parts = HEDGE.split(text.replace("{", " ").replace("}", " "))
     return {parse_integer(part.strip(" ,;")) or "" for part in parts} if len(parts) > 1 else None
 
@@ -780,7 +780,7 @@ def unless_hedged(answer: str, method: str, kind: Kind) -> Found:
 
 
 def marked_answer(text: str, whole: bool, kind: Kind) -> Found | None:
-    """What the last explicit marker ("the answer is", "Answer:", "答案是") with a value after it points at."""
+    """The answer after the last explicit marker ("the answer is", "Answer:", "答案是") that has a value after it."""
     end = text.rstrip(MARKUP)[-MARKED_LENGTH:]
     for marker in reversed(list(kind.marker.finditer(text))[-MAX_MARKERS:]):
         line = marked_line(text, marker, kind)
@@ -792,7 +792,7 @@ def marked_answer(text: str, whole: bool, kind: Kind) -> Found | None:
 
 
 def marked_line(text: str, marker: re.Match[str], kind: Kind) -> str:
-    """What a marker points at: the rest of its line, or the next line that says anything; "" where it marks nothing."""
+    """The text that a marker points at: the rest of its line, or the next one with a word; "" where it has none."""
     following = text[marker.end() : marker.end() + MARKED_LENGTH]
     rest, *more = TAG.sub(" ", STRUCK.sub("", following)).split("\n")
     rest, before = rest.strip(MARKUP), text[max(0, marker.start() - MARKED_LENGTH) : marker.start()]
@@ -833,7 +833,7 @@ def marked_letter(line: str) -> Found:
     return Found(None, "hedged") if hedged else Found(None, "none", confident=False)
 
 
-# What may stand before a number that ends a response: nothing, an arrow or equality, or a word that does not change it.
+# Text allowed before a number that ends a response: none, an arrow or equality, or a word that does not change it.
 EMPHASIS = re.compile(r"(?:(?:^|(?<=[\s(]))[*_]{1,3}|\$+|`|\\[(\[])$")
 LEADING_UP = re.compile(
     r"(?:^|(?<![<>!])=|[≈≡→➜⇒∴|#]|(?<![0-9 ]):|\([A-E]\)|\\(?:Rightarrow|implies|to|therefore|equiv|approx)|[^\W\d_],"
@@ -977,7 +977,7 @@ def kind_of(expected: str) -> Kind:
 
 
 def find_answer(content: str, answer_format: str, finish_reason: str | None = "stop", kind: Kind = INTEGERS) -> Found:
-    """What the model gave as its answer, by the strongest of the rules that finds one.
+    """The answer that the model gave, by the strongest of the rules that finds one.
 
     `content` is the message without separate reasoning; `answer_format` is what the prompt asked for.
     """
@@ -1186,8 +1186,8 @@ def hub_answers(endpoint: str) -> bool:
 
 # ---- client ---------------------------------------------------------------------------------------------
 #
-# From a request to its Response: a Client sends it, a Transcript collects what comes, the Watchdog ends what takes too
-# long, and `classify` says what to do about a failure.
+# From a request to its Response: a Client sends it, a Transcript collects the reply, the Watchdog ends requests that
+# take too long, and `classify` names the remedy for a failure.
 
 NO_RESPONSE = frozenset({"error", "abort", "cancelled", "content_filter"})  # finish reasons of servers, not models
 REPLY_LIMIT = 1 << 26  # bytes of a reply, or of a line in a stream; no honest one has as many
@@ -1258,7 +1258,7 @@ class Transcript:
         self.streamed = False
         self.content: list[str] = []
         self.reasoning: list[str] = []
-        self.known: dict[str, Any] = {}  # what was said beside the text: finish_reason, model, usage, ...
+        self.known: dict[str, Any] = {}  # everything beside the text: finish_reason, model, usage, ...
         self.done = False
         self.loop: int | None = None  # the length of the block that the text repeats
         self.recent = ""  # the end of the text
@@ -1296,7 +1296,7 @@ class Transcript:
             raise RequestError(f"the reply is no chat completion: {one_line(self.redact(self.known))}")
 
     def _line(self, line: bytes | bytearray) -> None:
-        """Take a line; what is neither an event nor a comment is kept as part of a whole reply."""
+        """Take a line; one that is neither an event nor a comment is kept as part of a whole reply."""
         if line.startswith(b"data:"):
             self.streamed = True
             text = line[5:].decode("utf-8", "replace").strip()
@@ -1343,7 +1343,7 @@ class Transcript:
                 self.loop = self.loop or loop_block(self.recent)
 
     def response(self, call: Call, partial: bool = False) -> Response:
-        """The Response in what has arrived by `call`; raises RequestError where the server says that it gave up.
+        """The Response as far as it has arrived by `call`; raises RequestError where the server says that it gave up.
 
         Of a `partial` one nothing is asked.
         """
@@ -1426,7 +1426,7 @@ def parsed(text: str) -> Any:
 
 
 def parsed_start(text: str) -> Any:
-    """The JSON value at the start of an event, whatever follows; None for none."""
+    """The JSON value at the start of an event; None for none."""
     try:
         return JSON.raw_decode(text)[0]
     except (ValueError, RecursionError):
@@ -1575,7 +1575,7 @@ def adapter(connecting: Callable[[socket.socket | None], None]) -> HTTPAdapter:
 
 
 def pieces(reply: requests.Response) -> Iterator[bytes]:
-    """The body of a reply as it arrives: by chunks where the server sends such, else by what there is to read."""
+    """The body of a reply as it arrives: by chunks where the server sends such, else in reads of any size."""
     if reply.raw.chunked:
         yield from reply.raw.read_chunked(decode_content=True)
     while piece := reply.raw.read1(READ_SIZE, decode_content=True):
@@ -1658,7 +1658,7 @@ class Client:
         return value
 
     def complete(self, body: dict[str, Any], schema: dict[str, Any] | None = None) -> Response:
-        """The server's Response to one chat completion request; raises RequestError, with what had arrived.
+        """The server's Response to one chat completion request; raises RequestError, with the part that had arrived.
 
         The server is asked to hold the response to the JSON `schema`, but not any more once it has refused that.
         """
@@ -1726,7 +1726,7 @@ class Client:
                 if not self.call.ended:
                     broken = "the reply broke off" if reply is not None else one_line(self.redact(root_cause(error)))
                     raise self.call.failure or RequestError(broken) from None
-        if self.call.failure and not self.call.ended:  # it looks like an end where no length was told
+        if self.call.failure and not self.call.ended:  # without a stated length it looks like an end
             raise self.call.failure
         self.call.ended = self.call.ended or time.monotonic()
 
@@ -1805,19 +1805,19 @@ def asker(url: str, api_key: str | None, options: Options) -> Ask:
 
 MAX_THREADS = 1000
 PROBE_SECONDS = 10.0
-OUT_OF_ORDER = frozenset({502, 503, 504})  # what a proxy says of a server that is not there, or a server that loads
+OUT_OF_ORDER = frozenset({502, 503, 504})  # from a proxy without its server, or from a server that is loading
 LOADING_POLL_SECONDS = 0.5
 
 
 def preflight(
     urls: Sequence[str], threads: Sequence[int | None], api_key: str | None, patience: float, say: Callable[[str], None]
 ) -> tuple[list[Endpoint], dict[str, UnreachableError]]:
-    """What each server says of itself, and by their URLs what is wrong with those that are not there yet.
+    """The endpoints as they describe themselves, and by URL the trouble with those that are not there yet.
 
     While none is there but one is loading its model, that is waited for, for up to `patience` seconds. Raises
     EndpointError when none can be used, or one of them not at all.
     """
-    deadline, told = time.monotonic() + patience, False
+    deadline, announced = time.monotonic() + patience, False
     while True:
         endpoints: list[Endpoint] = []
         troubles: dict[str, UnreachableError] = {}
@@ -1833,14 +1833,14 @@ def preflight(
         if not loading or time.monotonic() > deadline:
             failed = loading or list(troubles.values())
             raise type(failed[0])("; ".join(map(str, failed)))
-        if not told:
+        if not announced:
             say(f"{loading[0]}; waiting for up to {patience:.0f} s")
-        told = True
+        announced = True
         time.sleep(LOADING_POLL_SECONDS)
 
 
 def look_at(url: str, threads: int | None, api_key: str | None, key_variable: str = "LLAMA_API_KEY") -> Endpoint:
-    """What the server at `url` says of itself now; raises EndpointError when it cannot be used.
+    """The server at `url` as it describes itself now; raises EndpointError when it cannot be used.
 
     Without a number of threads it gets as many as it has slots. /health, /v1/models and /props are each optional:
     only a llama-server has all three.
@@ -1862,7 +1862,7 @@ def look_at(url: str, threads: int | None, api_key: str | None, key_variable: st
 
 
 def probe(client: Client, path: str, key_variable: str = "LLAMA_API_KEY") -> Any:
-    """What GET `path` gives, or None from a server that does not offer it."""
+    """The JSON that GET `path` gives, or None from a server that does not offer it."""
     try:
         return client.get(path)
     except RequestError as error:
@@ -1906,7 +1906,7 @@ def choose_model(wanted: str | None, endpoints: list[Endpoint], option: str = "-
 
 
 def serving(endpoint: Endpoint, model: str | None) -> Endpoint:
-    """`endpoint` with what it says of the model of the run, not of others."""
+    """`endpoint` with its description of the model of the run, without those of others."""
     return replace(endpoint, models=[entry for entry in endpoint.models if model in model_names(entry)])
 
 
@@ -1923,7 +1923,7 @@ def describe(endpoint: Endpoint) -> str:
 
 
 def misfits(endpoint: Endpoint, max_tokens: int | None, prompt_tokens: int) -> list[str]:
-    """Warnings, one line each, of what the run asks for and the endpoint cannot give."""
+    """Warnings, one line each, of demands of the run that the endpoint cannot meet."""
     slots, context = as_count((endpoint.props or {}).get("total_slots")), context_size(endpoint)
     warnings = []
     if slots and endpoint.threads > slots:
@@ -1972,7 +1972,7 @@ class Grader(ABC):
         """The verdict on `response`; "ungraded" with the reason as `explanation` where the grader itself fails."""
 
     def close(self) -> None:  # noqa: B027 - most have nothing to close
-        """End at once what the grader has running outside of this process."""
+        """End at once everything that the grader has running outside of this process."""
 
 
 class RegexGrader(Grader):
@@ -1994,7 +1994,7 @@ class RegexGrader(Grader):
 
 
 def grade_found(found: Found, task: Task, response: Response, grader: str) -> Grade:
-    """The Grade of what was found in a response: correct when it stands for the expected answer."""
+    """The Grade of an answer found in a response: correct when it stands for the expected one."""
     answer = kind_of(task.expected).parse(found.answer) if found.answer is not None else None
     if found.answer is None:
         verdict = "truncated" if response.finish_reason in CUT_OFF else "no_answer"
@@ -2029,7 +2029,7 @@ def stands_in(number: str, content: str) -> bool:
     return any("." not in written and canonical(written) == number for written in numbers)
 
 
-# The judge is shown no expected answer, so that it can only read what the response says, not wish it right.
+# The judge is shown no expected answer, so that it can only read the response, not wish it right.
 JUDGE_PROMPT = """\
 Below are a question and a response to it. Which answer does the response give as its final one?
 
@@ -2052,7 +2052,7 @@ Ask = Callable[[dict[str, Any], dict[str, Any]], Response]  # sends a request wi
 
 
 class JudgeGrader(Grader):
-    """Has a model read the answer out of each response, and compares what it read; it never sees what is expected."""
+    """Has a model read the answer out of each response, and compares that; the model never sees the expected one."""
 
     name = "llm"
     needs: ClassVar = {"judge_endpoint": "--judge-endpoint URL: the server that judges"}
@@ -2075,7 +2075,7 @@ class JudgeGrader(Grader):
         self.settings = {"name": self.name, "judge_model": model, "judge_prompt": JUDGE_PROMPT}
 
     def grade(self, task: Task, response: Response) -> Grade:
-        """The verdict on what the judge read; the grade by rule where there is nothing for it to read."""
+        """The verdict on the answer that the judge read; the grade by rule where it has nothing to read."""
         return self.judged(task, response, self.rule.grade(task, response))
 
     def judged(self, task: Task, response: Response, rule: Grade) -> Grade:
@@ -2117,7 +2117,7 @@ def ungraded(grader: str, reason: str, **more: Any) -> Grade:
 
 
 def answering_part(response: Response) -> str:
-    """What a judge is shown of a response: not its reasoning, and not the word at which it was cut off."""
+    """The part of a response that a judge is shown: without its reasoning, and the word at which it was cut off."""
     text = (final_part(response.content) or "").strip()
     if response.finish_reason in CUT_OFF:
         text = text[: -len(text.split()[-1])].rstrip() if text else ""
@@ -2148,7 +2148,7 @@ def read_judgement(reply: Response, kind: Kind) -> Found | None:
 
 SCRIPT_NAME = re.compile(r"[^-{].*\.(?:py|sh|js|ts|rb|pl|lua|php|R)")
 DRAIN_SECONDS = 1.0  # in which a command that was killed has ended
-OUTPUT_LENGTH = 100_000  # bytes, the last ones, that are kept of what a command prints
+OUTPUT_LENGTH = 100_000  # bytes, the last ones, that are kept of the output of a command
 OUTPUT_LIMIT = 1 << 26  # bytes; a command that prints more is ended
 OUTPUT_LOOK_SECONDS = 0.1  # between two looks at how much it has printed
 PYTHON_CRASH = "Traceback (most recent call last):"
@@ -2244,13 +2244,13 @@ def wait_for(process: subprocess.Popen[bytes], timeout: float, *outputs: IO[byte
 
 
 def end_of(file: IO[bytes]) -> str:
-    """The end of what a command has printed into a file."""
+    """The end of the output that a command has printed into a file."""
     file.seek(max(0, file.seek(0, os.SEEK_END) - OUTPUT_LENGTH))
     return file.read().decode("utf-8", "replace")
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a command and what it has started, as far as that is still running."""
+    """Kill a command and the processes it has started, as far as they are still running."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 
@@ -2285,7 +2285,7 @@ def is_bare_script(path: str) -> bool:
 
 
 def command_input(task: Task, response: Response, answer: str | None) -> str:
-    """What a grader command gets on its standard input: one JSON object, in ASCII."""
+    """The standard input of a grader command: one JSON object, in ASCII."""
     return json.dumps(
         {
             "task_id": task.id,
@@ -2309,7 +2309,7 @@ def command_output(output: str) -> dict[str, Any]:
 
 
 def command_failure(status: int | str, said: dict[str, Any], errors: str) -> str | None:
-    """Why one run of a grader command is no verdict, with the end of what it wrote to stderr; None if it is one."""
+    """Why one run of a grader command is no verdict, with the end of its stderr; None if it is one."""
     if isinstance(status, str):
         reason = status
     elif status < 0:
@@ -2340,7 +2340,7 @@ QUANTILE = (1 + COVERAGE) / 2  # of a distribution, at the upper end of an inter
 
 
 class Tally(NamedTuple):
-    """How many samples of one problem have a verdict, and how many of these are correct."""
+    """The number of samples of one problem with a verdict, and of the correct ones among them."""
 
     correct: int
     scored: int
@@ -2348,7 +2348,7 @@ class Tally(NamedTuple):
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a proportion lies with 95 % confidence, from `low` to `high`, and how that was found."""
+    """The 95 % confidence interval of a proportion, from `low` to `high`, and the method behind it."""
 
     low: float
     high: float
@@ -2404,7 +2404,7 @@ def wilson_interval(proportion: float, n: float, quantile: float | None = None) 
 
 
 def generalisation_interval(tallies: Sequence[Tally]) -> Interval:
-    """Where the accuracy on new problems of the same kind lies; `tallies` of the problems with a verdict, at least one.
+    """The interval of the accuracy on new problems of the kind; `tallies` of the problems with a verdict, at least one.
 
     Wilson's interval at the effective sample size p (1 - p) / SE^2, with Student's t for the number of problems. SE is
     that of the ratio correct / scored, clustered by problem (Cochran 1977, Sampling Techniques, 2.11 and 6.4), which is
@@ -2427,7 +2427,7 @@ def generalisation_interval(tallies: Sequence[Tally]) -> Interval:
 
 
 def resampling_interval(tallies: Sequence[Tally]) -> Interval | None:
-    """Where the accuracy of new samples of the same problems lies; None where no problem has two samples.
+    """The interval of the accuracy of new samples of the same problems; None where no problem has two samples.
 
     Wilson's interval at the effective sample size p (1 - p) / SE^2, with Student's t. SE comes from the variance within
     the problems, whose unbiased estimate is s (1 - s) / (m - 1) for a score s of m samples; those with one sample are
@@ -2460,7 +2460,7 @@ def majority_score(votes: Iterable[tuple[str | None, bool]]) -> float | None:
     """The share of the most frequent answer's samples that are correct; of several most frequent ones their mean.
 
     `votes` are answer and verdict of the samples of one problem. A sample without an answer has no vote, but None is
-    returned where one was found correct nevertheless: it cannot be told what that voted for.
+    returned where one was found correct nevertheless: its vote is unknown.
     """
     verdicts: dict[str, list[bool]] = {}
     for answer, correct in votes:
@@ -2523,7 +2523,7 @@ def sample_scores(table: list[dict[str, Any]]) -> dict[str, Any]:
         "problems": len(table),
         "problems_short_of_k": sum(entry["scored"] < k for entry in table),
         "avg_at_k": math.fsum(entry["score"] for entry in scored) / len(scored) if scored else None,
-        "pass_at": [{"j": j, "score": told[0], "problems": told[1]} for j, told in passes.items() if told],
+        "pass_at": [{"j": j, "score": known[0], "problems": known[1]} for j, known in passes.items() if known],
         "maj_at_k": math.fsum(majorities) / len(majorities) if known else None,
     }
 
@@ -2601,7 +2601,7 @@ def timestamp() -> str:
 
 
 def continue_run(previous: EvalState, new: EvalState) -> EvalState:
-    """`new` with what `previous` has done; more samples or problems are fine, other settings a StateError."""
+    """`new` with the results of `previous`; more samples or problems are fine, other settings a StateError."""
     check_settings(previous, new, "cannot resume with other settings", "--regrade grades what is there in another way")
     dropped = len(previous.task_states.keys() - new.task_states.keys())
     if dropped:
@@ -2628,12 +2628,12 @@ def check_settings(previous: EvalState, new: EvalState, complaint: str, advice: 
     scored = [result for result in previous.task_states.values() if result.status in SCORED]
     judged = any(result.grade and result.grade.prompt for result in scored)
     known = {"judge model"} if before.get("judge model") is None and not judged else set()  # it was out of reach
-    known |= {name for name in ("model", "judge model") if now.get(name) is None}  # it is what is served
+    known |= {name for name in ("model", "judge model") if now.get(name) is None}  # the one that is served will do
     changed = [name for name, old in before.items() if old != now.get(name) and name not in known]
     if changed:
-        told = (f"{n} was {brief(before[n])}, is now {brief(now.get(n))}" for n in changed)
+        differences = (f"{n} was {brief(before[n])}, is now {brief(now.get(n))}" for n in changed)
         hint = f"; {advice}" if GRADER_SETTINGS & set(changed) else ""
-        raise StateError(f"{complaint}: {'; '.join(told)}{hint}")
+        raise StateError(f"{complaint}: {'; '.join(differences)}{hint}")
 
 
 def brief(value: Any) -> str:
@@ -2642,7 +2642,7 @@ def brief(value: Any) -> str:
 
 
 def progress(result: TaskState) -> int:
-    """How far a task has come: not asked, asked in vain, answered, graded."""
+    """The stage of a task, as a number: not asked, asked in vain, answered, graded."""
     return ("pending", "error", "ungraded").index(result.status) if result.status not in SCORED else 3
 
 
@@ -2664,7 +2664,7 @@ def join(whole: EvalState, part: EvalState, path: Path) -> None:
 
 
 def settings(state: EvalState) -> dict[str, Any]:
-    """What determines the results of a run, by the name a person knows it by."""
+    """The settings that determine the results of a run, by the names that a person knows."""
     return {
         "dataset": state.dataset["name"],
         "dataset rows (sha256)": state.dataset["sha256"],
@@ -2691,7 +2691,7 @@ def check_output(path: Path, resume: bool, overwrite: bool) -> None:
 
 
 def load_dump(path: Path) -> tuple[EvalState, str | None]:
-    """The EvalState in the file at `path`, and what its journal goes by; raises StateError for none, or a newer one."""
+    """The EvalState in the file at `path`, and the name of its journal; raises StateError for none, or a newer one."""
     try:
         data = json.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:
@@ -2705,7 +2705,7 @@ def load_dump(path: Path) -> tuple[EvalState, str | None]:
         raise StateError(f"{path} was written by a newer llama-eval (schema {schema}; this is {SCHEMA_VERSION})")
     try:
         state = state_from_json(data)
-        settings(state), summarize(state)  # which touch what a file made by hand may have wrong
+        settings(state), summarize(state)  # which touch the parts that a file made by hand may have wrong
         return state, data.get("journal")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StateError(f"{path} is not a state of llama-eval: {type(error).__name__} {error}") from None
@@ -2806,7 +2806,7 @@ def write_atomically(path: Path, pieces: Iterable[str]) -> None:
     Lone surrogates, which JSON can smuggle in but UTF-8 cannot hold, become question marks.
     """
     target = os.path.realpath(path)
-    # Always the same for a file, so that what a crash leaves of it is replaced.
+    # Always the same for a file, so that a leftover of a crash is replaced.
     name = hashlib.sha256(os.fsencode(os.path.basename(target))).hexdigest()[:8]
     scratch = os.path.join(os.path.dirname(target), f".llama-eval-{name}.tmp")
     try:
@@ -2852,7 +2852,7 @@ class StateFile:
         os.close(self.journal)
 
     def record(self, state: EvalState, task: Task) -> None:
-        """Note in the journal what became of `task`; raises StateError."""
+        """Note the state of `task` in the journal; raises StateError."""
         entry = {"journal": self.name, "task": task.id, "state": state.task_states[task.id]}
         line = (to_json(entry) + "\n").encode("utf-8", "replace")
         size = os.fstat(self.journal).st_size
@@ -2870,7 +2870,7 @@ class StateFile:
 
     @property
     def behind(self) -> bool:
-        """Whether the journal has what the file has not."""
+        """Whether the journal has results that the file has not."""
         return os.fstat(self.journal).st_size > 0
 
     def save(self, state: EvalState) -> None:
@@ -2946,7 +2946,7 @@ def load_state(path: Path, warn: Callable[[str], None]) -> EvalState:
 
 # ---- pool -----------------------------------------------------------------------------------------------
 #
-# Who does which task when: the Pool knows the endpoints and the open tasks, each Worker asks one endpoint.
+# The work and the workers: the Pool knows the endpoints and the open tasks, each Worker asks one endpoint.
 
 DOUBTFUL = 5  # tasks in a row that fail at a server before the fault is taken to be the server's
 MAX_LOSSES = 10  # times that a server may break down over a task before the fault is taken to be the task's
@@ -2979,7 +2979,7 @@ class Service:
     endpoint: Endpoint
     status: str = "up"
     served: bool = False  # something, since it was last out
-    answers_by_name: bool = False  # its responses have told a name that /v1/models has, too
+    answers_by_name: bool = False  # its responses have had a name that /v1/models has, too
     suspects: list[Attempt] = field(default_factory=list)
     outages: int = 0  # since it last completed something
     retry_at: float = 0.0
@@ -3052,7 +3052,7 @@ class Pool:
             self._settle()
 
     def fail(self, service: Service, attempt: Attempt, error: Exception, remedy: str) -> bool:
-        """Note that a request failed, and what `classify` makes of it; returns whether that ends its task."""
+        """Note that a request failed, with its remedy by `classify`; returns whether that ends its task."""
         with self.changed:
             if remedy == GONE:
                 self._dismiss(service, str(error))
@@ -3068,7 +3068,7 @@ class Pool:
             return self._refused(service, attempt, error) if remedy == NEVER else self._missed(service, attempt, error)
 
     def _refused(self, service: Service, attempt: Attempt, error: Exception) -> bool:
-        """Another server may take what one refuses; a server that refuses task after task is the wrong one to ask."""
+        """Pass a refused task on to another server; one that refuses task after task is the wrong one to ask."""
         if len(set(service.suspects)) >= DOUBTFUL:
             self._dismiss(service, f"{service.endpoint.url} refuses one task after the other ({error})")
             return self._put_back(attempt)
@@ -3076,7 +3076,7 @@ class Pool:
         return self._try_again(attempt, min(others, self.max_retries), BACKOFF_SECONDS)
 
     def _missed(self, service: Service, attempt: Attempt, error: Exception) -> bool:
-        """A failure at a server that is there may be chance, the task's fault, or after several tasks the server's."""
+        """Weigh a failure at a server that is there: chance, the task's fault, or after several tasks the server's."""
         pause = backoff(self.failures(attempt))
         if service.status == "trial" and self._alone(service):  # nobody else to ask: so it may be the task
             attempt.failures, service.outages = self.failures(attempt), 1  # so that there is not much of a pause
@@ -3089,7 +3089,7 @@ class Pool:
         return self._put_back(attempt)
 
     def failures(self, attempt: Attempt) -> int:
-        """How often a task has failed itself, as far as is known now."""
+        """The number of times that a task has failed itself, as far as is known now."""
         with self.changed:
             return attempt.failures + sum(service.suspects.count(attempt) for service in self.services)
 
@@ -3120,7 +3120,7 @@ class Pool:
         """Note the outcome of a look at an endpoint that is down: it can be tried unless in `trouble`."""
         with self.changed:
             if service.status != "down" or service.tester != threading.get_ident():
-                return  # a request that was still on its way has told more
+                return  # a request that was still on its way has shown more
             if trouble is None:
                 service.status = "trial"
             elif classify(trouble) == GONE:
@@ -3327,8 +3327,8 @@ class Worker(threading.Thread):
         found = replace(serving(found, self.state.model), rejects_schema=known.rejects_schema)
         found = replace(found, models=found.models or known.models, props=found.props or known.props)
         self.service.endpoint = found
-        told = describe(found)
-        self.hand_over(Notice("" if told == describe(known) else told, found))
+        description = describe(found)
+        self.hand_over(Notice("" if description == describe(known) else description, found))
         self.pool.looked_at(self.service, None)
 
 
@@ -3356,7 +3356,7 @@ def task_seed(run_seed: int, task_id: str) -> int:
 
 
 WORD_SECONDS = 60.0  # between two words on waiting for an endpoint
-LEAVE_SECONDS = 1.0  # for the threads to hand over what they have when a run is stopped
+LEAVE_SECONDS = 1.0  # for the threads to hand over their results when a run is stopped
 Report = Callable[[Task, TaskState], None]
 
 
@@ -3374,17 +3374,17 @@ class Processor:
         self.options = options
         self.answered: queue.SimpleQueue[tuple[Task, TaskState, Response] | None] = queue.SimpleQueue()
         self.done: queue.SimpleQueue[Handover] = queue.SimpleQueue()
-        # What `done` has carried, too: a signal may fall between taking a result from there and entering it.
+        # The same results as in `done`: a signal may fall between taking one from there and entering it.
         self.finished: dict[str, TaskState] = {}
         self.pool = Pool(services, options.max_retries, self._tell)
         self.workers: list[Worker] = []
-        self.next_word = 0.0  # when an outage is to be told, again
+        self.next_word = 0.0  # the time of the next word on an outage
 
     def _tell(self, news: str | EndpointError) -> None:
         self.done.put(Notice(news) if isinstance(news, str) else news)
 
     def _hand_over(self, item: Handover) -> None:
-        """Pass what a thread has to the owner, and a response to the graders; for any thread."""
+        """Pass a result to the owner, and a response to the graders; for any thread."""
         if isinstance(item, tuple):
             task, result = item
             self.finished[task.id] = result
@@ -3393,9 +3393,9 @@ class Processor:
         self.done.put(item)
 
     def process(self, state: EvalState, file: StateFile, report: Report, warn: Callable[[str], None]) -> None:
-        """Run every open task of `state` to its end. However it ends, what had finished is in `state` and on disk.
+        """Run every open task of `state` to its end. However it ends, finished tasks are in `state` and on disk.
 
-        Calls `report` with each task as it finishes, and `warn` with a line on what went wrong beside them. Raises
+        Calls `report` with each task as it finishes, and `warn` with a line on each fault beside them. Raises
         NoEndpointError when no endpoint has been in service for too long.
         """
         try:
@@ -3435,7 +3435,7 @@ class Processor:
         return asked + graded
 
     def _next(self, warn: Callable[[str], None]) -> Finished | Notice:
-        """What a thread has handed over next; raises what it raised, and NoEndpointError after too long an outage."""
+        """The next thing that a thread hands over; raises its error, and NoEndpointError after too long an outage."""
         while True:
             outage, wait = self.pool.outage(), None
             if outage is not None:
@@ -3462,7 +3462,7 @@ class Processor:
         self.next_word = time.monotonic() + WORD_SECONDS
 
     def _note(self, notice: Notice, state: EvalState, warn: Callable[[str], None]) -> None:
-        """Print a notice, and enter what an endpoint says of itself into the state; what is known is not news."""
+        """Print a notice, and enter an endpoint's new description of itself into the state, unless that is known."""
         if notice.endpoint:
             if notice.endpoint in state.endpoints:
                 return
@@ -3473,7 +3473,7 @@ class Processor:
     def _absorb(
         self, task: Task, result: TaskState, state: EvalState, file: StateFile, warn: Callable[[str], None]
     ) -> None:
-        """Enter what became of one task into the state and the journal; raises StateError when that is full."""
+        """Enter the result of one task into the state and the journal; raises StateError when the disk is full."""
         state.task_states[task.id] = result
         if result.grade or not (result.response and self.grader.instant):  # else its grade is about to follow
             file.record(state, task)
@@ -3484,7 +3484,7 @@ class Processor:
                 warn(f"WARNING: {error}; trying again later")
 
     def _finish(self, state: EvalState, file: StateFile) -> None:
-        """Save everything that has finished, also what was not looked at yet, and break off what has not."""
+        """Save everything that has finished, looked at or not, and break off the rest."""
         given_back = self.pool.stop()
         WATCHDOG.end_all()
         self.grader.close()
@@ -3512,7 +3512,7 @@ class Processor:
             while (item := self.answered.get()) and not self.pool.stopped:
                 task, result, response = item
                 grade = self.grader.grade(task, response)
-                if grade.verdict != "ungraded" or not self.pool.stopped:  # which fails what is being graded
+                if grade.verdict != "ungraded" or not self.pool.stopped:  # stopping makes a grader fail
                     self._hand_over((task, graded(result, grade)))
         except BaseException as error:  # noqa: BLE001 - an unforeseen one, which the owner raises
             self._hand_over(error)
@@ -3555,7 +3555,7 @@ def change_line(task: Task, before: TaskState, after: TaskState) -> str:
 
 
 def comparison_line(task: Task, result: TaskState) -> str:
-    """What the model answered against what was expected, and how the answer was found."""
+    """The model's answer against the expected one, and how it was found."""
     grade, response = result.grade, result.response
     if grade is None or response is None:
         return f"    no response, expected {task.expected}"
@@ -3603,7 +3603,7 @@ def samples_text(summary: dict[str, Any]) -> str:
 
 
 def graders_text(summary: dict[str, Any]) -> str:
-    """Who gave how many verdicts, and how often the rules of text came to the same one."""
+    """The number of verdicts by each grader, and how often the rules of text came to the same one."""
     text = ", ".join(f"{count} by {name}" for name, count in sorted(summary["graded_by"].items())) or "none"
     both = summary["graded_by_rule_too"]
     return f"{text}; the rules of text agree with {summary['same_verdict_by_rule']} of {both}" if both else text
@@ -3645,18 +3645,18 @@ def summary_text(state: EvalState, seconds: float, path: Path, more: dict[str, s
 
 
 def sample_count(state: EvalState) -> int:
-    """How many samples of each problem a run has."""
+    """The number of samples of each problem in a run."""
     return max(task.sample for task in state.tasks) + 1
 
 
 def tokens_text(summary: dict[str, Any]) -> str:
-    """The tokens of a run, as far as the servers told them."""
-    told, responses = summary["responses_with_token_counts"], summary["responses"]
-    if not told:
+    """The tokens of a run, as far as the servers counted them."""
+    counted, responses = summary["responses_with_token_counts"], summary["responses"]
+    if not counted:
         return "not told by the server"
     text = f"{summary['completion_tokens']} generated"
     text += f" from {summary['prompt_tokens']} of prompt" if summary["prompt_tokens"] else ""
-    return text if told == responses else f"{text}, told for {told} of {responses} responses"
+    return text if counted == responses else f"{text}, told for {counted} of {responses} responses"
 
 
 def announce(text: str) -> None:
@@ -3670,7 +3670,7 @@ class Console:
 
     def __init__(self, state: EvalState, options: Options) -> None:
         self.state = state
-        self.before: dict[str, TaskState] = {}  # what is graded again, of which only the changes are of interest
+        self.before: dict[str, TaskState] = {}  # of tasks that are graded again, where only changes are of interest
         self.verbose = options.verbose
         self.quiet = options.quiet
         self.counts = Counter(s.status for s in state.task_states.values() if s.status in SCORED)
@@ -3690,7 +3690,7 @@ class Console:
             self.say(text)
 
     def warn(self, text: str) -> None:
-        """Print what happens beside the tasks: what is no warning, unless only the outcome is wanted."""
+        """Print an event beside the tasks: one that is no warning only unless just the outcome is wanted."""
         (self.say if text.startswith("WARNING") else self.note)(text)
 
     @contextlib.contextmanager
@@ -3895,7 +3895,7 @@ def find_judge(url: str, options: Options, state: EvalState, console: Console, r
 def run_open_tasks(
     options: Options, state: EvalState, grader: Grader, file: StateFile, console: Console
 ) -> BaseException | None:
-    """Run what is open in `state`; returns what cut it short, Interrupted or an EvalError, if anything did."""
+    """Run the open tasks of `state`; returns the Interrupted or EvalError that cut it short, if any."""
     with connected(options, state, console) as services:
         if options.judge_endpoint:
             find_judge(options.judge_endpoint, options, state, console, required=not services)
@@ -3913,7 +3913,7 @@ def run_open_tasks(
 
 
 def evaluate(options: Options, argv: list[str]) -> int:
-    """Run what the command line asks for; returns the exit status."""
+    """Run the evaluation that the command line describes; returns the exit status."""
     started = time.monotonic()
     dataset = load_dataset(options.dataset, options.sampling.seed or 0)
     grader = GRADERS[options.grader](options.answer_format, options)
@@ -3974,7 +3974,7 @@ def regrade(source: Path, options: Options, argv: list[str]) -> int:
 
 
 def regrading(before: EvalState, begun: EvalState | None, grader: Grader) -> EvalState:
-    """The run `before` with its responses ungraded, or what was `begun` of that; StateError if by another grader."""
+    """The run `before` with its responses ungraded, but for those already `begun`; StateError if by another grader."""
     state = replace(before, grader=grader.settings, task_states=dict(before.task_states))
     if begun:
         check_settings(begun, state, "cannot resume with other settings", "start again without --resume")
@@ -4006,7 +4006,7 @@ def merge(parts: Sequence[Path], output: Path, options: Options) -> int:
 
 
 def conclude(console: Console, output: Path, started: float, more: dict[str, str], end: BaseException | None) -> int:
-    """Print how a run ended; returns the exit status, or raises what cut it short."""
+    """Print the end of a run; returns the exit status, or raises the error that cut it short."""
     state = console.state
     if console.verbose:
         console.say(review_text(state))
@@ -4017,7 +4017,7 @@ def conclude(console: Console, output: Path, started: float, more: dict[str, str
 
 
 def next_step(state: EvalState, argv: list[str], output: Path) -> dict[str, str]:
-    """What a person may want to do with a run, and the command that does it."""
+    """The next thing to do with a run, and the command that does it."""
     if state.open_tasks():
         return {"resume": resume_command(argv, output)}
     return {"extend": resume_command(argv, output, samples=2 * sample_count(state))}
@@ -4209,7 +4209,7 @@ def add_what_options(add: Callable[..., Any]) -> None:
 
 
 def add_grading_options(add: Callable[..., Any]) -> None:
-    """The grader and what it needs."""
+    """The grader, and the options that it needs."""
     which = "by rules of text, by a judge, by a command, or by rule and where that is unsure by the judge (regex)"
     add("--grader", "--grader-type", choices=list(GRADERS), help=which)
     add("--judge-endpoint", "--grader-server", metavar="URL", help="base URL of the server that judges")
@@ -4227,7 +4227,7 @@ def add_grading_options(add: Callable[..., Any]) -> None:
 
 
 def add_sampling_options(add: Callable[..., Any]) -> None:
-    """What goes into each request beside the messages."""
+    """The options that go into each request beside the messages."""
     add("--temperature", "--temp", type=real_number(0), metavar="T")
     add("--top-k", type=whole_number(0), metavar="N")
     add("--top-p", type=real_number(0, 1), metavar="P")
@@ -4310,11 +4310,11 @@ def check_merge(given: dict[str, Any]) -> Options:
     return Options(**given)
 
 
-def refuse_all_but(mode: str, given: dict[str, Any], what: str) -> None:
-    """Raise UsageError for an option that means nothing in a mode, which `what` describes."""
+def refuse_all_but(mode: str, given: dict[str, Any], description: str) -> None:
+    """Raise UsageError for an option that means nothing in a mode, which `description` names."""
     for name in given:
         if not name.startswith(MODES[mode]):
-            raise UsageError(f"--{name.replace('_', '-')} means nothing with {what}")
+            raise UsageError(f"--{name.replace('_', '-')} means nothing with {description}")
 
 
 def check_servers(options: Options) -> Options:
