@@ -1258,16 +1258,12 @@ class Transcript:
         self.streamed = False
         self.content: list[str] = []
         self.reasoning: list[str] = []
+        self.tokens = 0  # the number of their pieces
         self.known: dict[str, Any] = {}  # everything beside the text: finish_reason, model, usage, ...
         self.done = False
         self.loop: int | None = None  # the length of the block that the text repeats
         self.recent = ""  # the end of the text
         self.unlooked = 0  # characters since the last look for a loop
-
-    @property
-    def tokens(self) -> int:
-        """The number of pieces of text: servers send one for each token, as a rule."""
-        return len(self.content) + len(self.reasoning)
 
     def add(self, data: bytes) -> bool:
         """Take the next piece of the reply; returns whether no more of it is wanted. Raises RequestError."""
@@ -1275,7 +1271,11 @@ class Transcript:
         if b"\n" in data:
             complete, _, self.unread = self.unread.rpartition(b"\n")
             for line in complete.split(b"\n"):
-                self._line(line)
+                if line.startswith(b"data:"):
+                    self.streamed = True
+                    self.take(line[5:].decode("utf-8", "replace").strip())
+                elif not self.streamed and not line.startswith(b":"):  # which is a comment
+                    self.body += line + b"\n"
         if len(self.unread) + len(self.body) > REPLY_LIMIT:
             raise RequestError(f"the reply is longer than {REPLY_LIMIT} bytes")
         return self.loop is not None
@@ -1284,57 +1284,48 @@ class Transcript:
         """Take note that nothing more comes; raises RequestError where something is missing."""
         if self.unread.startswith(b"data:"):
             with contextlib.suppress(RequestError):  # of a line that is cut off
-                self._line(self.unread)
-        elif not self.streamed:
-            text = self.redact((self.body + self.unread).decode("utf-8-sig", "replace"))
-            self.take(parsed(text), text)
-        if self.streamed and self.loop is None and not self.done:
+                self.add(b"\n")
+        if not self.streamed:
+            self.take((self.body + self.unread).decode("utf-8-sig", "replace"))
+        elif self.loop is None and not self.done:
             raise RequestError("the stream ended without [DONE]")
-        if self.streamed and self.loop is None and self.tokens and not self.known.get("finish_reason"):
+        elif self.loop is None and self.tokens and not self.known.get("finish_reason"):
             raise RequestError("the stream ended without a finish_reason")
         if not (self.tokens or self.known.keys() & {"message", "finish_reason", "error"}):
             raise RequestError(f"the reply is no chat completion: {one_line(self.redact(self.known))}")
 
-    def _line(self, line: bytes | bytearray) -> None:
-        """Take a line; one that is neither an event nor a comment is kept as part of a whole reply."""
-        if line.startswith(b"data:"):
-            self.streamed = True
-            text = line[5:].decode("utf-8", "replace").strip()
-            if text == "[DONE]":
-                self.done = True
-            else:
-                self.take(parsed_start(text), text)
-        elif not self.streamed and not line.startswith(b":"):
-            self.body += line + b"\n"
-
-    def take(self, value: Any, text: str) -> None:
-        """Take an event of a stream, or a whole completion, in `text`; raises RequestError for an error in it."""
+    def take(self, text: str) -> None:
+        """Take an event of a stream, or a whole completion; raises RequestError for an error in it."""
+        if text == "[DONE]":
+            self.done = True
+            return
+        value = parsed(text)
+        if value is None and not self.streamed:
+            raise RequestError(f"the reply is not JSON: {one_line(self.redact(text))!r}")
         if isinstance(value, dict) and value.get("error"):
             code = typed(value["error"], dict).get("code")
             status = code if isinstance(code, int) and 400 <= code < 600 else 200
             raise failed(status, self.redact(value), self.redact(text))
         try:
             for choice in value["choices"][:1] if value.get("choices") else ():
-                self._take_choice(choice)
+                whole = "message" in choice
+                part = choice["message"] if whole else choice.get("delta") or {}
+                reasoning = typed(part.get("reasoning_content") or part.get("reasoning"), str)
+                content = message_text(part["content"] if whole and not reasoning else part.get("content"))
+                self._say(reasoning, content)
+                self.known |= {name: choice[name] for name in ("finish_reason", "error", "message") if choice.get(name)}
         except (TypeError, KeyError, AttributeError):
             place = "the stream holds" if self.streamed else "the reply is"
             raise RequestError(f"{place} no chat completion: {one_line(self.redact(text))!r}") from None
-        self.known.update({name: value[name] for name in ("model", "usage", "timings") if value.get(name)})
+        self.known |= {name: value[name] for name in ("model", "usage", "timings") if value.get(name)}
 
-    def _take_choice(self, choice: Any) -> None:
-        whole = "message" in choice
-        part = choice["message"] if whole else choice.get("delta") or {}
-        reasoning = typed(part.get("reasoning_content") or part.get("reasoning"), str)
-        content = message_text(part["content"] if whole and not reasoning else part.get("content"))
-        self.content += [content] if content else []
+    def _say(self, reasoning: str, content: str) -> None:
+        """Take a piece of the text; servers send one for each token, as a rule."""
         self.reasoning += [reasoning] if reasoning else []
-        self.known.update({name: choice[name] for name in ("finish_reason", "error", "message") if choice.get(name)})
-        if self.stop_loops and self.streamed:
-            self._look_for_loop(reasoning + content)
-
-    def _look_for_loop(self, new: str) -> None:
-        """Look at the text after every LOOP_STEP characters, however they come."""
-        while new:
+        self.content += [content] if content else []
+        self.tokens = len(self.content) + len(self.reasoning)
+        new = reasoning + content if self.stop_loops and self.streamed else ""
+        while new:  # a look after every LOOP_STEP characters, however they come
             step = LOOP_STEP - self.unlooked
             self.recent, self.unlooked = self.recent + new[:step], self.unlooked + len(new[:step])
             new = new[step:]
@@ -1356,6 +1347,9 @@ class Transcript:
         tokens = as_count(usage.get("completion_tokens", timings.get("predicted_n")))
         counted = tokens is None and self.streamed and self.tokens > 0
         tokens = self.tokens if counted else tokens
+        speed, generating = as_number(timings.get("predicted_per_second")), seconds - (call.first_token or 0)
+        if speed is None and tokens is not None and generating > 0:
+            speed = tokens / generating
         working = [as_number(timings.get(name)) for name in ("prompt_ms", "predicted_ms")]
         waited = seconds - sum(ms / 1000 for ms in working if ms is not None)
         return Response(
@@ -1365,18 +1359,12 @@ class Transcript:
             model=typed(self.redact(self.known.get("model")), str) or None,
             prompt_tokens=as_count(usage.get("prompt_tokens", timings.get("prompt_n"))),
             completion_tokens=tokens,
-            tokens_per_second=speed(timings, tokens, seconds - (call.first_token or 0)),
+            tokens_per_second=speed,
             seconds=round(seconds, 3),
             tokens_counted=counted,
             first_token_seconds=None if call.first_token is None else round(call.first_token, 3),
             queue_seconds=None if None in working else round(max(0.0, waited), 3),
         )
-
-
-def speed(timings: dict[str, Any], tokens: int | None, seconds: float) -> float | None:
-    """Tokens a second: as the server timed it, else from the `seconds` since the first one."""
-    timed = as_number(timings.get("predicted_per_second"))
-    return tokens / seconds if timed is None and tokens is not None and seconds > 0 else timed
 
 
 def joined(pieces: list[str]) -> str:
@@ -1418,17 +1406,9 @@ JSON = json.JSONDecoder(parse_constant=lambda _: None, parse_float=finite_or_non
 
 
 def parsed(text: str) -> Any:
-    """The value that a server wrote as JSON; raises RequestError where `text` is something else."""
+    """The JSON value at the start of a text that a server wrote; None for none."""
     try:
-        return JSON.decode(text)
-    except (ValueError, RecursionError):
-        raise RequestError(f"the reply is not JSON: {one_line(text)!r}", 200) from None
-
-
-def parsed_start(text: str) -> Any:
-    """The JSON value at the start of an event; None for none."""
-    try:
-        return JSON.raw_decode(text)[0]
+        return JSON.raw_decode(text.lstrip())[0]
     except (ValueError, RecursionError):
         return None
 
@@ -1558,16 +1538,16 @@ def adapter(connecting: Callable[[socket.socket | None], None]) -> HTTPAdapter:
         def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
             pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
             kind = type(pool).ConnectionCls
-
-            class Connection(kind):  # type: ignore[misc, valid-type]
-                def connect(self) -> None:
-                    connecting(None)
-                    super().connect()
-                    for option in KEEP_ALIVE:
-                        self.sock.setsockopt(*option)
-                    connecting(self.sock)
-
             if pool.ConnectionCls is kind:
+
+                class Connection(kind):  # type: ignore[misc, valid-type]
+                    def connect(self) -> None:
+                        connecting(None)
+                        super().connect()
+                        for option in KEEP_ALIVE:
+                            self.sock.setsockopt(*option)
+                        connecting(self.sock)
+
                 pool.ConnectionCls = Connection
             return pool
 
@@ -1652,9 +1632,12 @@ class Client:
             return len(body) > REPLY_LIMIT
 
         self._exchange("GET", path, None, take)
-        value = self.redact(parsed(self.redact(body.decode("utf-8-sig", "replace"))))
+        text = self.redact(body.decode("utf-8-sig", "replace"))
+        value = self.redact(parsed(text))
+        if value is None:
+            raise RequestError(f"the reply is not JSON: {one_line(text)!r}", 200)
         if isinstance(value, dict) and value.get("error"):
-            raise failed(200, value, "")
+            raise failed(200, value, text)
         return value
 
     def complete(self, body: dict[str, Any], schema: dict[str, Any] | None = None) -> Response:
@@ -1688,7 +1671,10 @@ class Client:
             tokens = transcript.tokens
             enough = not transcript.done and transcript.add(piece)
             if transcript.tokens > tokens:  # neither a ping nor an empty piece, by which a server says that it waits
-                self._heard()
+                self.call.heard = WATCHDOG.heard[self.base_url] = time.monotonic()
+            if transcript.tokens and self.call.first_token is None:
+                self.call.first_token = self.call.heard - self.call.started
+                self.on_first_token()
             if transcript.done and not self.call.ended:
                 WATCHDOG.complete(self.call)
             return enough
@@ -1700,14 +1686,6 @@ class Client:
         except RequestError as error:
             error.partial = transcript.response(self.call, partial=True) if transcript.tokens else None
             raise
-
-    def _heard(self) -> None:
-        """Note the time of a token."""
-        now = time.monotonic()
-        self.call.heard = WATCHDOG.heard[self.base_url] = now
-        if self.call.first_token is None:
-            self.call.first_token = now - self.call.started
-            self.on_first_token()
 
     def _exchange(self, method: str, path: str, body: dict[str, Any] | None, take: Callable[[bytes], bool]) -> None:
         """Send one request, and give the reply in pieces to `take` until that has enough; raises RequestError."""
@@ -1768,7 +1746,7 @@ class Client:
             if len(data) > REPLY_LIMIT:
                 break
         text = self.redact(data.decode("utf-8-sig", "replace"))
-        error = failed(reply.status_code, self.redact(parsed_start(text)), text)
+        error = failed(reply.status_code, self.redact(parsed(text)), text)
         error.retry_after = seconds_to_wait(reply.headers.get("Retry-After"))
         return error
 
