@@ -920,50 +920,100 @@ def tally(verdicts: Iterable[str]) -> dict[str, Any]:
 
 # ---- faults ----------------------------------------------------------------------------------------
 
-# What a fault does to the reply to a chat request. Those of STATUS_FAULTS are a whole reply of their own: status,
-# headers, type and message of the error.
+
+@dataclass(frozen=True)
+class Fault:
+    """A way in which the reply to a chat request goes wrong; with no field but `told`, it is a reply as it should be.
+
+    A `status` makes it a reply of its own, with these `headers` and this `body`: an error, or a page of HTML. `end` is
+    the end of the connection, "close", "reset", or "hang" for nothing at all, before the reply or `midway` in it; a
+    stream may end midway with an `event`, too. `choices` and `content` say whether there are any, `marked` puts bytes
+    before the text that are not UTF-8, `done` ends a stream as it should be, `pause` is in seconds before each byte.
+    After one that is `delivered` a client has, or may have, its answer; any other loses the reply.
+    """
+
+    told: str = ""
+    status: int | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    body: dict[str, Any] | str = ""
+    end: str | None = None
+    midway: bool = False
+    event: str = ""
+    choices: bool = True
+    content: bool = True
+    marked: bool = False
+    done: bool = True
+    pause: float = 0.0
+    delivered: bool = False
+    only_streams: bool = False
+
+    @property
+    def generates(self) -> bool:
+        """Whether a reply has to be written for it."""
+        return self.status is None and (self.end is None or self.midway)
+
+
+def error_status(status: int, kind: str, message: str, told: str, *headers: tuple[str, str]) -> Fault:
+    """A fault that is an error of the server itself."""
+    return Fault(told, status, headers, {"error": {"message": message, "type": kind, "code": status}})
+
+
+def page_status(status: int, title: str, told: str) -> Fault:
+    """A fault that is a page of HTML, as proxies have it."""
+    title = f"{status} {title}"
+    page = f"<html>\n<head><title>{title}</title></head>\n<body><center><h1>{title}</h1></center></body>\n</html>\n"
+    return Fault(told, status, body=page)
+
+
+def server_error(message: str) -> dict[str, Any]:
+    """An error object as it stands in a reply or an event that has begun well."""
+    return {"error": {"code": 500, "message": f"simulated: {message}", "type": "server_error"}}
+
+
+DRIP_SECONDS = 0.2
+CUT_EVENT = 'data: {"choices":[{"finish_reason":null,"index":0,"delta":{"con'
+SOUND = Fault(delivered=True)
 FAULTS = {
-    "400": "HTTP 400, invalid request",
-    "401": "HTTP 401, invalid API key",
-    "404": "HTTP 404, as from another server",
-    "408": "HTTP 408, request timeout",
-    "429": "HTTP 429 with Retry-After: 1, as proxies have it",
-    "500": "HTTP 500, server error",
-    "502": "HTTP 502 with a page of HTML, as from a proxy",
-    "503": "HTTP 503, loading model",
-    "504": "HTTP 504, gateway timeout",
-    "close": "the connection is closed before the reply",
-    "reset": "the connection is reset before the reply",
-    "reset-body": "the connection is reset in the middle of the reply",
-    "short-body": "the connection is closed in the middle of the reply",
-    "cut-json": "the reply ends in the middle of its JSON",
-    "hang": "nothing ever comes",
-    "drip": "the reply comes at five bytes a second",
-    "error-200": "an error object with status 200",
-    "no-choices": "`choices` is empty",
-    "null-content": "`content` is null: the reply arrives, and holds no answer",
-    "bad-utf8": "bytes that are not UTF-8 before the text: the reply arrives, and its answer can be read",
-    "no-done": "a stream without its `[DONE]`; a whole reply is left alone",
-    "stream-error": "an error event in the middle of a stream; a whole reply is left alone",
+    "400": error_status(
+        400, "invalid_request_error", "simulated: this request is not acceptable", "HTTP 400, invalid request"
+    ),
+    "401": error_status(401, "authentication_error", "Invalid API Key", "HTTP 401, invalid API key"),
+    "404": error_status(404, "not_found_error", "File Not Found", "HTTP 404, as from another server"),
+    "408": error_status(408, "server_error", "simulated: the request took too long", "HTTP 408, request timeout"),
+    "429": error_status(
+        429,
+        "rate_limit_error",
+        "simulated: too many requests",
+        "HTTP 429 with Retry-After: 1, as proxies have it",
+        ("Retry-After", "1"),
+    ),
+    "500": error_status(500, "server_error", "simulated: the server has failed", "HTTP 500, server error"),
+    "502": page_status(502, "Bad Gateway", "HTTP 502 with a page of HTML, as from a proxy"),
+    "503": error_status(503, "unavailable_error", "Loading model", "HTTP 503, loading model"),
+    "504": page_status(504, "Gateway Time-out", "HTTP 504, gateway timeout"),
+    "close": Fault("the connection is closed before the reply", end="close"),
+    "reset": Fault("the connection is reset before the reply", end="reset"),
+    "reset-body": Fault("the connection is reset in the middle of the reply", end="reset", midway=True),
+    "short-body": Fault("the connection is closed in the middle of the reply", end="close", midway=True),
+    "cut-json": Fault("the reply ends in the middle of its JSON", midway=True, event=CUT_EVENT),
+    "hang": Fault("nothing ever comes", end="hang"),
+    "drip": Fault("the reply comes at five bytes a second", pause=DRIP_SECONDS, delivered=True),
+    "error-200": Fault("an error object with status 200", 200, body=server_error("an error")),
+    "no-choices": Fault("`choices` is empty", choices=False),
+    "null-content": Fault("`content` is null: the reply arrives, and holds no answer", content=False, delivered=True),
+    "bad-utf8": Fault(
+        "bytes that are not UTF-8 before the text: the reply arrives, and its answer can be read",
+        marked=True,
+        delivered=True,
+    ),
+    "no-done": Fault("a stream without its `[DONE]`; a whole reply is left alone", done=False, only_streams=True),
+    "stream-error": Fault(
+        "an error event in the middle of a stream; a whole reply is left alone",
+        midway=True,
+        event=f"data: {json.dumps(server_error('the server has failed in mid-stream'), separators=(',', ':'))}\n\n",
+        only_streams=True,
+    ),
 }
-STREAM_FAULTS = frozenset({"no-done", "stream-error"})
-BREAKING_FAULTS = frozenset({"reset-body", "short-body", "cut-json", "stream-error"})
-# After these a client has, or may have, its answer; every other fault loses the reply.
-DELIVERING_FAULTS = frozenset({"drip", "null-content", "bad-utf8"})
-# Faults that need no reply to be written.
-UNGENERATED_FAULTS = frozenset({"close", "reset", "hang", "error-200"})
-STATUS_FAULTS: dict[str, tuple[dict[str, str], str, str]] = {
-    "400": ({}, "invalid_request_error", "simulated: this request is not acceptable"),
-    "401": ({}, "authentication_error", "Invalid API Key"),
-    "404": ({}, "not_found_error", "File Not Found"),
-    "408": ({}, "server_error", "simulated: the request took too long"),
-    "429": ({"Retry-After": "1"}, "rate_limit_error", "simulated: too many requests"),
-    "500": ({}, "server_error", "simulated: the server has failed"),
-    "502": ({}, "html", "Bad Gateway"),
-    "503": ({}, "unavailable_error", "Loading model"),
-    "504": ({}, "html", "Gateway Time-out"),
-}
-ERROR_PAGE = "<html>\n<head><title>{0}</title></head>\n<body><center><h1>{0}</h1></center></body>\n</html>\n"
 
 
 class Faults:
@@ -986,7 +1036,7 @@ class Faults:
             attempt = self.attempts[name]
             self.attempts[name] += 1
         kind = self.kind(name, attempt)
-        return attempt, None if kind in STREAM_FAULTS and not stream else kind
+        return attempt, None if kind and FAULTS[kind].only_streams and not stream else kind
 
     def kind(self, name: str, attempt: int) -> str | None:
         """The fault that strikes an attempt, if any."""
@@ -2221,7 +2271,7 @@ class Pace:
 class Job:
     """The work on one request: its choices, its pace, and what is known of it so far."""
 
-    def __init__(self, request: ChatRequest, choices: Sequence[Choice], pace: Pace, fault: str | None) -> None:
+    def __init__(self, request: ChatRequest, choices: Sequence[Choice], pace: Pace, fault: Fault) -> None:
         """Nothing is generated before `start`."""
         self.request = request
         self.choices = choices
@@ -2304,6 +2354,7 @@ def slot_view(slot: Slot, settings: Settings) -> dict[str, Any]:
 
 # What stands for bytes that no UTF-8 has, until the text is encoded: characters that no text has.
 BAD_MARK, BAD_BYTES = "\ue0ff\ue0fe\n", b"\xff\xfe\\n"
+MARK_BYTES = BAD_MARK.replace("\n", "\\n").encode()  # as JSON has it
 
 
 def fields_of(pieces: Sequence[str], parses_thoughts: bool) -> list[tuple[str, str]]:
@@ -2373,10 +2424,10 @@ def logprobs(pieces: Iterable[str], top: int) -> dict[str, Any]:
 def message_of(job: Job, choice: Choice) -> dict[str, Any]:
     """The message of a choice."""
     content = choice.text("content")
-    if job.fault == "null-content":
+    if not job.fault.content:
         return {"role": "assistant", "content": None}
     reasoning = choice.text("reasoning_content")
-    if job.fault == "bad-utf8":
+    if job.fault.marked:
         content = BAD_MARK + content
     return {"role": "assistant", "content": content, **({"reasoning_content": reasoning} if reasoning else {})}
 
@@ -2396,10 +2447,9 @@ def whole_choice(job: Job, index: int) -> dict[str, Any]:
 def completion(job: Job, alias: str) -> dict[str, Any]:
     """The whole reply as one JSON object."""
     first = job.choices[0]
-    empty = job.fault == "no-choices"
     timing = timings(job, first, first.completion_tokens)
     return {
-        "choices": [] if empty else [whole_choice(job, index) for index in range(len(job.choices))],
+        "choices": [whole_choice(job, index) for index in range(len(job.choices) if job.fault.choices else 0)],
         "created": int(time.time()),
         "model": alias,
         "system_fingerprint": BUILD,
@@ -2439,10 +2489,9 @@ def compact_json(value: object) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
-def encoded(text: str, fault: str | None = None) -> bytes:
-    """The text in UTF-8, in which a fault may put other bytes; half a character becomes `?`."""
-    data = text.encode("utf-8", "replace")
-    return data.replace(compact_json(BAD_MARK)[1:-1].encode(), BAD_BYTES) if fault == "bad-utf8" else data
+def encoded(text: str) -> bytes:
+    """The text in UTF-8, with the bytes in it that a mark stands for; half a character becomes `?`."""
+    return text.encode("utf-8", "replace").replace(MARK_BYTES, BAD_BYTES)
 
 
 # ---- streams ---------------------------------------------------------------------------------------
@@ -2466,7 +2515,7 @@ class Stream:
 
     def event(self, choice: Mapping[str, Any] | None, **more: Any) -> str:
         """One event with a choice in it, or with none."""
-        choices = [] if choice is None or self.job.fault == "no-choices" else [choice]
+        choices = [] if choice is None or not self.job.fault.choices else [choice]
         usage_first = {"usage": more.pop("usage")} if "usage" in more else {}
         return f"data: {compact_json({'choices': choices, **self.before, **usage_first, **self.after, **more})}\n\n"
 
@@ -2483,9 +2532,9 @@ class Stream:
             if self.request.progress:
                 yield from self.progress(index, choice)
             yield self.event(self.delta(index, {"role": "assistant", "content": None}))
-        if number == 0 and self.job.fault == "bad-utf8":
+        if number == 0 and self.job.fault.marked:
             yield self.event(self.delta(index, {"content": BAD_MARK}))
-        if number < len(choice.fields) and self.job.fault != "null-content":
+        if number < len(choice.fields) and self.job.fault.content:
             yield from self.piece(index, number, *choice.fields[number])
         if number == choice.completion_tokens - 1:
             yield self.last(index, choice)
@@ -2495,7 +2544,7 @@ class Stream:
         if not field:
             return
         plain = self.request.top_logprobs is None and not self.request.timings_per_token and self.request.is_chat
-        if plain and self.job.fault != "no-choices":  # the same as below, without building it anew for each token
+        if plain and self.job.fault.choices:  # the same as below, without building it anew for each token
             text = json.dumps(piece, ensure_ascii=False)
             start = f'{{"choices":[{{"finish_reason":null,"index":{index},"delta":{{"{field}":{text}}}}}],'
             yield f"data: {start}{self.frame}}}\n\n"
@@ -2526,13 +2575,13 @@ class Stream:
 
     def ending(self) -> bytes:
         """The events after the last choice's last one; none for a stream that has broken off."""
-        if self.job.fault in BREAKING_FAULTS:
+        if self.job.fault.midway:
             return b""
         first, told = self.job.choices[0], ""
         if self.request.include_usage and self.request.is_chat:
             timing = timings(self.job, first, first.completion_tokens)
             told = self.event(None, usage=usage(first), timings=timing)
-        return encoded(told if self.job.fault == "no-done" else told + "data: [DONE]\n\n")
+        return encoded(told + "data: [DONE]\n\n" if self.job.fault.done else told)
 
     def tokens(self, start: int, stop: int) -> str:
         """The events of all choices from one token to another. The first choice is the last in each round."""
@@ -2669,11 +2718,12 @@ class Simulator:
             if prompt.tokens >= context:
                 raise context_error(prompt.tokens, context)
         asked = [self.asked(prompt) for prompt in request.prompts]
-        attempt, fault = self.faults.next(asked[0].name, request.stream)
+        attempt, name = self.faults.next(asked[0].name, request.stream)
+        fault = FAULTS[name] if name else SOUND
         pace, choices = self.pace(asked[0].name, attempt), []
         for prompt, what in zip(request.prompts, asked, strict=True):
-            entry = {"attempt": attempt, "fault": fault, **match_view(what.match)}
-            if fault in STATUS_FAULTS or fault in UNGENERATED_FAULTS:
+            entry = {"attempt": attempt, "fault": name, **match_view(what.match)}
+            if not fault.generates:
                 self.record({"role": "none", **entry, "decision": "lost", "answer": None, "verdict": "lost"})
                 continue
             choices += [self.choice(request, prompt, what, entry) for _ in range(request.choices)]
@@ -2770,12 +2820,10 @@ class Simulator:
             if delivery is None or choice.entry is None or choice.entry["verdict"] == "lost":
                 continue
             looped = delivery.outcome == "loop" and choice.length(job.sent) >= ENOUGH_OF_A_LOOP
-            if reached or job.broken or not looped:
-                lost = not reached or (job.fault is not None and job.fault not in DELIVERING_FAULTS)
-            else:  # the client has turned away before any fault could strike
-                lost = False
+            turned_away = looped and not reached and not job.broken  # before any fault could strike
+            lost = not turned_away and not (reached and job.fault.delivered)
             verdict = choice.verdict
-            if job.fault == "null-content":
+            if not job.fault.content:
                 verdict = "truncated" if choice.finish_reason == "length" else "no_answer"
             self.deliveries.settle(delivery, None if lost else verdict)
             choice.entry["verdict"] = "lost" if lost else verdict
@@ -3109,7 +3157,6 @@ def listen(host: str, port: int) -> socket.socket:
 BATCH = 256
 PING_SECONDS = 30.0
 HANG_SECONDS = 3600.0
-DRIP_SECONDS = 0.2
 
 
 def json_response(value: object, status: int = 200) -> flask.Response:
@@ -3128,15 +3175,16 @@ def plain_error(status: int, kind: str, message: str) -> flask.Response:
     return json_response({"error": {"message": message, "type": kind, "code": status}}, status)
 
 
-def status_response(kind: str) -> flask.Response:
-    """The reply of a fault that is no more than a status."""
-    headers, error_type, message = STATUS_FAULTS[kind]
-    status = int(kind)
-    if error_type == "html":
-        page = ERROR_PAGE.format(f"{status} {message}")
-        return flask.Response(page, status, headers, content_type="text/html")
-    response = plain_error(status, error_type, message)
-    response.headers.extend(headers)
+def fault_response(fault: Fault, connection: Connection) -> flask.Response:
+    """The reply of a fault that needs no completion: a status of its own, or the end of the connection."""
+    if fault.status is None:
+        if fault.end == "hang":
+            connection.wait(HANG_SECONDS)
+        return hang_up(reset=fault.end == "reset")
+    if isinstance(fault.body, str):
+        return flask.Response(fault.body, fault.status, fault.headers, content_type="text/html")
+    response = json_response(fault.body, fault.status)
+    response.headers.extend(fault.headers)
     return response
 
 
@@ -3163,48 +3211,33 @@ def paced(job: Job, connection: Connection) -> Iterator[tuple[int, int] | None]:
 
 def streamed(stream: Stream, job: Job, simulator: Simulator, connection: Connection) -> Iterator[bytes]:
     """The bytes of a streamed reply but for its ending, with what its fault makes of them."""
-    middle = job.total // 2 if job.fault in BREAKING_FAULTS else job.total
+    middle = job.total // 2 if job.fault.midway else job.total
     with simulator.slots.held(job, connection.has_left):
         for part in paced(job, connection):
             if part is None:
                 yield b":\n\n"
                 continue
             start, stop = part
-            yield encoded(stream.tokens(start, min(stop, middle)), job.fault)
+            yield encoded(stream.tokens(start, min(stop, middle)))
             job.sent = stop
             if stop > middle:
                 job.broken = True
-                yield from broken_off(job.fault)
+                if job.fault.end:
+                    raise HangupError(reset=job.fault.end == "reset")
+                yield encoded(job.fault.event)
                 return
         simulator.metrics.count(job)
-
-
-def broken_off(fault: str | None) -> Iterator[bytes]:
-    """What a fault does in the middle of a stream; raises HangupError where the connection ends with it."""
-    if fault in ("reset-body", "short-body"):
-        raise HangupError(reset=fault == "reset-body")
-    if fault == "cut-json":
-        yield b'data: {"choices":[{"finish_reason":null,"index":0,"delta":{"con'
-    else:
-        error = {"code": 500, "message": "simulated: the server has failed in mid-stream", "type": "server_error"}
-        yield encoded(f"data: {compact_json({'error': error})}\n\n")
 
 
 def chat_response(simulator: Simulator, request: ChatRequest, connection: Connection) -> flask.Response:
     """The reply to a chat request, whole or as a stream, with what a fault makes of it."""
     job = simulator.job(request)
-    if job.fault in STATUS_FAULTS:
-        return status_response(job.fault)
-    if job.fault == "error-200":
-        return json_response({"error": {"code": 500, "message": "simulated: an error", "type": "server_error"}})
-    if job.fault in UNGENERATED_FAULTS:
-        if job.fault == "hang":
-            connection.wait(HANG_SECONDS)
-        return hang_up(reset=job.fault == "reset")
+    if not job.fault.generates:
+        return fault_response(job.fault, connection)
     if request.stream:
         stream = Stream(job, simulator.settings.alias)
         body = delivered(job, simulator, connection, streamed(stream, job, simulator, connection), stream.ending)
-        body = dripping(body, connection) if job.fault == "drip" else body
+        body = dripping(body, job.fault.pause, connection) if job.fault.pause else body
         return flask.Response(body, content_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
     return whole_response(job, simulator, connection)
 
@@ -3216,17 +3249,16 @@ def whole_response(job: Job, simulator: Simulator, connection: Connection) -> fl
             sleep_until(job.due(0))
             job.prompt_is_read()
             sleep_until(job.due(job.total - 1))
-            data = encoded(compact_json(completion(job, simulator.settings.alias)), job.fault)
+            data = encoded(compact_json(completion(job, simulator.settings.alias)))
             simulator.metrics.count(job)
     except HangupError:
         simulator.settle(job, reached=False)
         return hang_up()
-    if job.fault == "cut-json":
+    if job.fault.event:
         data = data[: len(data) // 2]
     body = delivered(job, simulator, connection, first_half(data, job.fault), lambda: data)
-    response = flask.Response(
-        dripping(body, connection) if job.fault == "drip" else body, content_type="application/json; charset=utf-8"
-    )
+    body = dripping(body, job.fault.pause, connection) if job.fault.pause else body
+    response = flask.Response(body, content_type="application/json; charset=utf-8")
     response.content_length = len(data)
     return response
 
@@ -3238,11 +3270,11 @@ def sleep_until(due: float) -> None:
         time.sleep(remaining)
 
 
-def first_half(data: bytes, fault: str | None) -> Iterator[bytes]:
+def first_half(data: bytes, fault: Fault) -> Iterator[bytes]:
     """Half of a reply, after which the connection ends, if the fault is of that kind; else nothing."""
-    if fault in ("reset-body", "short-body"):
+    if fault.end:
         yield data[: len(data) // 2]
-        raise HangupError(reset=fault == "reset-body")
+        raise HangupError(reset=fault.end == "reset")
 
 
 def delivered(
@@ -3254,7 +3286,7 @@ def delivered(
         yield from body
         if connection.has_left():
             raise HangupError
-        if job.fault != "drip":
+        if not job.fault.pause:
             simulator.settle(job, reached=True)
         yield ending()
         simulator.settle(job, reached=True)
@@ -3264,12 +3296,12 @@ def delivered(
             simulator.settle(job, reached=False)
 
 
-def dripping(body: Iterator[bytes], connection: Connection) -> Iterator[bytes]:
+def dripping(body: Iterator[bytes], pause: float, connection: Connection) -> Iterator[bytes]:
     """The body byte by byte, slowly."""
     with contextlib.closing(body):  # type: ignore[type-var]
         for data in body:
             for place in range(len(data)):
-                if connection.wait(DRIP_SECONDS):
+                if connection.wait(pause):
                     raise HangupError
                 yield data[place : place + 1]
 
@@ -3721,7 +3753,8 @@ def add_fault_options(group: Group) -> None:
         type=fault_list,
         metavar="KIND:RATE[,...]",
         default=(),
-        help="shares of the attempts that fail, and how: " + "; ".join(f"{kind}: {FAULTS[kind]}" for kind in FAULTS),
+        help="shares of the attempts that fail, and how: "
+        + "; ".join(f"{kind}: {FAULTS[kind].told}" for kind in FAULTS),
     )
     group.add_argument(
         "--fault-first",

@@ -56,7 +56,7 @@ SHARES = ("--success-rate", 0.6, "--truncate-rate", 0.1, "--no-answer-rate", 0.1
 FAULTY = [
     Case(("--success-rate", 0.6, "--fault", f"{kind}:0.25", "--slots", 64), (*stream, *SILENT.get(kind, ())))
     for kind, stream in itertools.product(RECOVERABLE, STREAMING)
-    if stream == () or kind not in simulator.STREAM_FAULTS
+    if stream == () or not simulator.FAULTS[kind].only_streams
 ]
 MANY_FAULTS = ",".join(f"{kind}:0.02" for kind in RECOVERABLE if kind not in SILENT)
 FAULTY += [

@@ -145,6 +145,12 @@ def test_a_script_says_its_sections_in_their_order(script):
     assert " ".join(listed.split()).split(", ") == rulers
 
 
+def test_the_table_of_faults_is_that_of_the_simulator():
+    document = (REPO / "docs" / "simulator.md").read_text("utf-8").split("## Faults")[1].split("## ")[0]
+    rows = [line.split(" | ")[0] for line in document.splitlines() if line.startswith("| `")]
+    assert sorted(kind for row in rows for kind in re.findall(r"`([\w-]+)`", row)) == sorted(load(SIMULATOR).FAULTS)
+
+
 def test_no_script_imports_another():
     for script in SCRIPTS:
         assert not re.search(r"^\s*(?:import|from)\s+(?:llama|tests|scripts)", script.read_text("utf-8"), re.MULTILINE)

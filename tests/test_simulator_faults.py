@@ -19,7 +19,7 @@ from scripts import ANSWERS, DEADLINE, SIMULATOR, load
 simulator = load(SIMULATOR)
 QUESTIONS = list(ANSWERS)
 STATUSES = [kind for kind in simulator.FAULTS if kind.isdigit()]
-LOSING = [kind for kind in simulator.FAULTS if kind not in simulator.DELIVERING_FAULTS and kind != "hang"]
+LOSING = [kind for kind in simulator.FAULTS if not simulator.FAULTS[kind].delivered and kind != "hang"]
 
 
 def post(server: Server, question: str = QUESTIONS[0], **fields: Any) -> requests.Response:
@@ -215,7 +215,7 @@ def test_the_same_seed_fails_the_same_attempts_in_any_order(start_simulator: Sta
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_lost_reply_does_not_count_and_the_rate_stays_exact(start_simulator: StartSimulator, stream: bool) -> None:
-    kinds = [kind for kind in LOSING if stream or kind not in simulator.STREAM_FAULTS]
+    kinds = [kind for kind in LOSING if stream or not simulator.FAULTS[kind].only_streams]
     rate = 0.5 / len(kinds)
     faults = ",".join(f"{kind}:{rate:.4f}" for kind in kinds)
     server = start_simulator("--dataset", "practice", "--success-rate", 0.6, "--fault", faults, "--slots", 64)
