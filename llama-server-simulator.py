@@ -57,8 +57,10 @@ from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from email.errors import FirstHeaderLineIsContinuationDefect, MissingHeaderBodySeparatorDefect
 from fractions import Fraction
 from http.client import HTTPException
+from http.server import BaseHTTPRequestHandler
 from itertools import repeat
 from pathlib import Path
 from ssl import SSLError
@@ -2878,29 +2880,24 @@ KEEP_ALIVE_SECONDS = 5.0
 TRANSFER_SECONDS = 600.0  # for a client to send the rest of a request, or to take in more of a reply
 HEAD_LIMIT = 1 << 16
 BODY_LIMIT = 1 << 26
-READ_SIZE = 1 << 16
 CONTROL = re.compile(r"[\0-\x08\n-\x1f\x7f]")
 BODY_FIELDS = frozenset({"CONTENT_TYPE", "CONTENT_LENGTH"})
+NO_FIELD = (FirstHeaderLineIsContinuationDefect, MissingHeaderBodySeparatorDefect)  # of lines of a head
 
 
-class Connection(socketserver.BaseRequestHandler):
+class Connection(BaseHTTPRequestHandler):
     """One connection: reads requests, has the application answer them, writes its replies."""
 
-    request: socket.socket
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = 1 << 16  # so that a head leaves with the first of its body
     server: HttpServer
-
-    def setup(self) -> None:
-        """Nothing has been read."""
-        self.unread = bytearray()
-        self.patience = 0.0
-        self.poll = select.poll()
-        self.poll.register(self.request, select.POLLIN)
 
     def handle(self) -> None:
         """Serve the requests of one connection, as many as it may carry."""
+        self.poll = select.poll()
+        self.poll.register(self.connection, select.POLLIN)
         try:
-            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(TRANSFER_SECONDS))
             for left in reversed(range(KEEP_ALIVE_REQUESTS)):
                 environ = self.read_request()
                 if environ is None or not self.respond(environ, last=left == 0):
@@ -2908,8 +2905,8 @@ class Connection(socketserver.BaseRequestHandler):
         except HangupError as end:
             if end.reset:  # close() then sends no FIN, but a reset
                 with contextlib.suppress(OSError):
-                    self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                self.request.close()
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
         except BadRequestError as error:
             log(f"refused 400: {error}")
             with contextlib.suppress(OSError):
@@ -2918,12 +2915,24 @@ class Connection(socketserver.BaseRequestHandler):
             pass  # the client is gone, or too slow
 
     def refuse(self) -> None:
-        """Say that this is no request. What the client still sends is read: left unread, it would undo the reply."""
+        """Say that this is no request. The rest of it is read: left unread, it would undo the reply."""
         line = "HTTP/1.1 400 Bad Request\r\nServer: llama.cpp\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-        self.request.sendall(line.encode())
-        self.request.shutdown(socket.SHUT_WR)
-        while len(self.unread) < BODY_LIMIT and self.receive(KEEP_ALIVE_SECONDS):
-            pass
+        self.connection.sendall(line.encode())
+        self.connection.shutdown(socket.SHUT_WR)
+        self.connection.settimeout(KEEP_ALIVE_SECONDS)
+        for _ in range(BODY_LIMIT // HEAD_LIMIT):
+            if not self.connection.recv(HEAD_LIMIT):
+                return
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Raise BadRequestError: `parse_request` calls this for everything that is no request."""
+        raise BadRequestError(f"{code}: {message or explain}")
+
+    def handle_expect_100(self) -> bool:
+        """Tell a client that waits for it to go on."""
+        super().handle_expect_100()
+        self.wfile.flush()
+        return True
 
     def has_left(self) -> bool:
         """Whether the client has closed the connection, or its half of it."""
@@ -2936,7 +2945,7 @@ class Connection(socketserver.BaseRequestHandler):
             remaining = deadline - time.monotonic()
             if self.poll.poll(max(0.0, remaining) * 1000):
                 try:
-                    if not self.request.recv(1, socket.MSG_PEEK):
+                    if not self.connection.recv(1, socket.MSG_PEEK):
                         return True
                 except OSError:
                     return True
@@ -2946,70 +2955,45 @@ class Connection(socketserver.BaseRequestHandler):
 
     def read_request(self) -> dict[str, Any] | None:
         """The next request as WSGI has it; None when no more comes. Raises BadRequestError and OSError."""
-        while (end := self.unread.find(b"\r\n\r\n")) < 0:
-            if len(self.unread) > HEAD_LIMIT:
-                break
-            try:
-                if not self.receive(TRANSFER_SECONDS if self.unread else KEEP_ALIVE_SECONDS):
-                    return None
-            except TimeoutError:
-                return None
-        if not 0 <= end <= HEAD_LIMIT:
-            raise BadRequestError("the head of a request is too long")
-        head = self.unread[:end].decode("latin-1").lstrip("\r\n")
-        del self.unread[: end + 4]
-        environ = self.read_head(head)
-        if environ.get("HTTP_EXPECT", "").lower() == "100-continue":
-            self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body = self.read_body(environ)
-        environ.update({"CONTENT_LENGTH": str(len(body)), "wsgi.input": io.BytesIO(body)})
-        return environ
-
-    def receive(self, seconds: float) -> bool:
-        """Wait for more from the client; returns whether something came before it closed. Raises TimeoutError.
-
-        The kernel keeps the time: a time-out of Python's costs a system call more for each read and write.
-        """
-        if seconds != self.patience:
-            self.patience = seconds
-            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(seconds))
+        if self.connection.gettimeout() != KEEP_ALIVE_SECONDS:
+            self.connection.settimeout(KEEP_ALIVE_SECONDS)
         try:
-            data = self.request.recv(READ_SIZE)
-        except BlockingIOError:
-            raise TimeoutError from None
-        self.unread += data
-        return bool(data)
-
-    def read_head(self, head: str) -> dict[str, Any]:
-        """The request line and the header fields as WSGI has them."""
-        first, *lines = head.split("\r\n")
-        parts = first.split(" ")
-        if len(parts) != 3 or not re.fullmatch(r"HTTP/1\.[01]", parts[2]) or not parts[1]:
-            raise BadRequestError(f"{quoted(first)} is no HTTP request")
-        method, target, protocol = parts
-        path, _, query = re.sub(r"^https?://[^/?]*", "", target).partition("?")
+            begun = self.rfile.peek()  # type: ignore[attr-defined]
+        except TimeoutError:
+            return None
+        if not begun:
+            return None
+        if not begun.endswith(b"\r\n\r\n"):  # there is more to come, or a body, which takes its time
+            self.connection.settimeout(TRANSFER_SECONDS)
+        self.raw_requestline = self.take_line()
+        while self.raw_requestline == b"\r\n":
+            self.raw_requestline = self.take_line()
+        if not self.parse_request() or self.request_version not in ("HTTP/1.0", "HTTP/1.1"):
+            raise BadRequestError(f"{quoted(self.requestline)} is no HTTP request")
+        broken = any(isinstance(defect, NO_FIELD) for defect in self.headers.defects)
+        if broken or any(CONTROL.search(value) for value in self.headers.values()):
+            raise BadRequestError("a line of the head is no header field")
+        body = self.read_body()
+        path, _, query = re.sub(r"^https?://[^/?]*", "", self.path).partition("?")
         environ = {
-            "REQUEST_METHOD": method,
-            "SCRIPT_NAME": "",
+            **self.server.base_environ,
+            "REQUEST_METHOD": self.command,
             "PATH_INFO": urllib.parse.unquote_to_bytes(path).decode("latin-1"),
             "QUERY_STRING": urllib.parse.quote(query, safe=string.printable, encoding="latin-1"),
-            "SERVER_PROTOCOL": protocol,
-            **self.server.base_environ,
+            "SERVER_PROTOCOL": self.request_version,
             "simulator.connection": self,
         }
-        for line in lines:
-            name, colon, value = line.partition(":")
-            if not colon or not name or name != name.strip() or CONTROL.search(value):
-                raise BadRequestError(f"{quoted(line)} is no header field")
+        for name, value in self.headers.items():
             key = name.upper().replace("-", "_")
             environ[key if key in BODY_FIELDS else "HTTP_" + key] = value.strip()
-        return environ
+        environ.pop("HTTP_TRANSFER_ENCODING", None)
+        return {**environ, "CONTENT_LENGTH": str(len(body)), "wsgi.input": io.BytesIO(body)}
 
-    def read_body(self, environ: dict[str, Any]) -> bytes:
+    def read_body(self) -> bytes:
         """The body of a request, if it has one."""
-        if "chunked" in environ.pop("HTTP_TRANSFER_ENCODING", "").lower():
+        if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
             return self.read_chunks()
-        length = environ.get("CONTENT_LENGTH") or "0"
+        length = self.headers.get("Content-Length") or "0"
         if not re.fullmatch(r"[0-9]{1,12}", length, re.ASCII):
             raise BadRequestError(f"Content-Length is {quoted(length)}")
         return self.take(int(length))
@@ -3018,11 +3002,11 @@ class Connection(socketserver.BaseRequestHandler):
         """A body that comes in chunks."""
         body = bytearray()
         while True:
-            size = re.match(r"\s*([0-9a-f]{1,8})\s*(?:;|$)", self.take_line(), re.IGNORECASE)
+            size = re.match(rb"\s*([0-9a-f]{1,8})\s*(?:;|$)", self.take_line(), re.IGNORECASE)
             if size is None or len(body) > BODY_LIMIT:
                 raise BadRequestError("a chunk of a body has no sane size")
             if not int(size[1], 16):
-                while self.take_line():
+                while self.take_line() != b"\r\n":
                     pass  # trailers
                 return bytes(body)
             body += self.take(int(size[1], 16))
@@ -3032,19 +3016,17 @@ class Connection(socketserver.BaseRequestHandler):
         """The next bytes."""
         if count > BODY_LIMIT:
             raise BadRequestError(f"a body of {count} bytes is too long")
-        while len(self.unread) < count:
-            if not self.receive(TRANSFER_SECONDS):
-                raise BadRequestError("the body of a request is cut short")
-        taken = bytes(self.unread[:count])
-        del self.unread[:count]
+        taken = self.rfile.read(count)
+        if len(taken) < count:
+            raise BadRequestError("the body of a request is cut short")
         return taken
 
-    def take_line(self) -> str:
-        """The next line, without its end."""
-        while (end := self.unread.find(b"\r\n")) < 0:
-            if len(self.unread) > HEAD_LIMIT or not self.receive(TRANSFER_SECONDS):
-                raise BadRequestError("a line of a request is cut short, or too long")
-        return self.take(end + 2)[:-2].decode("latin-1")
+    def take_line(self) -> bytes:
+        """The next line."""
+        line = self.rfile.readline(HEAD_LIMIT + 1)
+        if not line.endswith(b"\n"):
+            raise BadRequestError("a line of a request is cut short, or too long")
+        return line
 
     def respond(self, environ: dict[str, Any], last: bool) -> bool:
         """Answer a request; returns whether the connection stays open. Raises HangupError and OSError."""
@@ -3061,43 +3043,36 @@ class Connection(socketserver.BaseRequestHandler):
             status, headers = started
             sized = any(name.lower() == "content-length" for name, _ in headers)
             modern = environ["SERVER_PROTOCOL"] == "HTTP/1.1"
-            asked_to_close = "close" in environ.get("HTTP_CONNECTION", "").lower()
-            stays = modern and not (last or asked_to_close or status[0] in "45")
-            head = self.head(environ, status, headers, stays, chunked=modern and not sized)
-            if environ["REQUEST_METHOD"] == "HEAD":
-                self.request.sendall(head)
-                return stays
+            stays = modern and not (last or self.close_connection or status[0] in "45")
+            self.send_head(environ, status, headers, stays, chunked=modern and not sized)
             frame = as_chunk if modern and not sized else bytes
-            self.request.sendall(head + frame(first))
-            for item in items:
-                self.request.sendall(frame(item))
+            if environ["REQUEST_METHOD"] == "HEAD":
+                self.wfile.flush()
+                return stays
+            for item in itertools.chain([first], items):
+                self.wfile.write(frame(item))
+                self.wfile.flush()
             if modern and not sized:
-                self.request.sendall(b"0\r\n\r\n")
+                self.wfile.write(b"0\r\n\r\n")
+                self.wfile.flush()
             return stays
         finally:
             body.close()  # type: ignore[attr-defined]  # of the generator, which frees its slot
 
-    def head(
+    def send_head(
         self, environ: Mapping[str, Any], status: str, headers: Iterable[tuple[str, str]], stays: bool, chunked: bool
-    ) -> bytes:
-        """The head of a reply, with the fields that llama-server gives to each."""
-        lines = [f"HTTP/1.1 {status}", "Server: llama.cpp"]
-        lines.append(f"Access-Control-Allow-Origin: {environ.get('HTTP_ORIGIN', '')}")
-        lines += [f"{name}: {value}" for name, value in headers]
-        if chunked:
-            lines.append("Transfer-Encoding: chunked")
-        if stays:
-            lines.append(f"Keep-Alive: timeout={KEEP_ALIVE_SECONDS:.0f}, max={KEEP_ALIVE_REQUESTS}")
-        else:
-            lines.append("Connection: close")
-        if environ["REQUEST_METHOD"] == "HEAD":
-            lines.append("Accept-Ranges: bytes")
-        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
-
-
-def timeval(seconds: float) -> bytes:
-    """A time as the kernel takes it."""
-    return struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+    ) -> None:
+        """Write the head of a reply, with the fields that llama-server gives to each."""
+        code, _, reason = status.partition(" ")
+        self.send_response_only(int(code), reason)
+        lines = [("Server", "llama.cpp"), ("Access-Control-Allow-Origin", environ.get("HTTP_ORIGIN", "")), *headers]
+        lines += [("Transfer-Encoding", "chunked")] if chunked else []
+        keep = ("Keep-Alive", f"timeout={KEEP_ALIVE_SECONDS:.0f}, max={KEEP_ALIVE_REQUESTS}")
+        lines.append(keep if stays else ("Connection", "close"))
+        lines += [("Accept-Ranges", "bytes")] if environ["REQUEST_METHOD"] == "HEAD" else []
+        for name, value in lines:
+            self.send_header(name, value)
+        self.end_headers()
 
 
 def as_chunk(data: bytes) -> bytes:

@@ -37,8 +37,13 @@ class Child:
     def __init__(self, args: list[str], pid: int, status: int) -> None:
         self.args, self.pid, self.status = args, pid, status
         self.returncode: int | None = None
+        self.lock = threading.Lock()
         self.stdout: IO[Any] | None = None
         self.stderr: IO[Any] | None = None
+
+    def __del__(self) -> None:
+        """Let go of the descriptor that tells the exit status."""
+        os.close(self.status)
 
     def __enter__(self) -> Child:
         return self
@@ -55,8 +60,9 @@ class Child:
         if self.returncode is None:
             if not select.select([self.status], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
-            self.returncode = int(os.read(self.status, STATUS_BYTES) or -signal.SIGKILL)
-            os.close(self.status)
+            with self.lock:  # several threads may wait
+                if self.returncode is None:
+                    self.returncode = int(os.read(self.status, STATUS_BYTES) or -signal.SIGKILL)
         return self.returncode
 
     def poll(self) -> int | None:
