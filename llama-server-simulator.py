@@ -111,10 +111,9 @@ class Miss:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How the simulator behaves: what its options say, which docs/simulator.md explains one by one."""
+class Answers:
+    """Settings of what the model says: the rates are shares of its replies."""
 
-    seed: int
     success_rate: float
     success_mode: str
     truncate_rate: float
@@ -127,18 +126,47 @@ class Settings:
     tokens: int
     match_threshold: float
     unmatched: str | None  # the text of the reply to a prompt without a known question; None for an error
-    ttft: float  # seconds
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Settings of its slots and their speed; times are in seconds, the context of a slot in tokens."""
+
+    ttft: float
     tokens_per_second: float
     jitter: float
     slots: int
-    slot_context: int  # tokens
-    load_time: float  # seconds
+    slot_context: int
+    load_time: float
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Settings of its server."""
+
     alias: str
     keys: tuple[str, ...]
     metrics: bool
     slots_endpoint: bool
-    fault: tuple[tuple[str, float], ...]
-    fault_first: int
+
+
+@dataclass(frozen=True)
+class Failing:
+    """Settings of its faults: the share of each kind, and how many attempts at a question fail at first."""
+
+    shares: tuple[tuple[str, float], ...]
+    first: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The behaviour of the simulator, as its options have it; docs/options.md explains them one by one."""
+
+    seed: int
+    answers: Answers
+    speed: Speed
+    server: Serving
+    faults: Failing
 
 
 @dataclass(frozen=True)
@@ -801,10 +829,10 @@ def count_of(rate: Fraction, total: int) -> int:
 def cumulative_shares(settings: Settings) -> dict[str, Fraction]:
     """Each outcome with its share and those before it; what is left is wrong answers."""
     rates = {
-        "right": settings.success_rate,
-        "truncated": settings.truncate_rate,
-        "no_answer": settings.no_answer_rate,
-        "loop": settings.loop_rate,
+        "right": settings.answers.success_rate,
+        "truncated": settings.answers.truncate_rate,
+        "no_answer": settings.answers.no_answer_rate,
+        "loop": settings.answers.loop_rate,
     }
     return dict(zip(rates, itertools.accumulate(map(decimal, rates.values())), strict=True))
 
@@ -867,12 +895,12 @@ class Deliveries:
         answer: str | None = question.answer if outcome == "right" else None
         if outcome == "wrong":
             chance = draw(self.settings.seed, "wrong", question.name, number)
-            answer = wrong_answer(question.answer, self.settings.wrong_answer, chance)
+            answer = wrong_answer(question.answer, self.settings.answers.wrong_answer, chance)
         return Delivery(question, number, outcome, answer, epoch)
 
     def outcome(self, question: Question, number: int) -> str:
         """What becomes of a question's number-th delivery."""
-        if self.settings.success_mode == "random":
+        if self.settings.answers.success_mode == "random":
             chance = draw(self.settings.seed, "success", question.name, number)
             return next((outcome for outcome, upto in self.shares.items() if chance < upto), "wrong")
         counts, total = self.counts[question.dataset], len(self.by_dataset[question.dataset])
@@ -904,7 +932,7 @@ class Deliveries:
 
     def one_pass(self) -> dict[str, Any] | None:
         """What a first pass over each dataset gives, unless the draws are random or a limit cuts it short."""
-        if self.settings.success_mode == "random":
+        if self.settings.answers.success_mode == "random":
             return None
         return {
             name: tally(VERDICTS[self.outcome(question, 0)] for question in members)
@@ -1042,8 +1070,8 @@ class Faults:
 
     def kind(self, name: str, attempt: int) -> str | None:
         """The fault that strikes an attempt, if any."""
-        faults = self.settings.fault
-        if attempt < self.settings.fault_first:
+        faults = self.settings.faults.shares
+        if attempt < self.settings.faults.first:
             return faults[attempt % len(faults)][0] if faults else "503"
         chance = draw(self.settings.seed, "fault", name, attempt)
         for kind, rate in faults:
@@ -1551,8 +1579,8 @@ class Author:
         self.delivery = delivery
         key = (settings.seed, delivery.question.name, delivery.number)
         self.chance = random.Random("/".join(map(str, key)))
-        self.length = min(room + 1, round(settings.tokens * log_normal(settings.jitter, *key, "tokens")))
-        self.thinks = request.thinking and settings.reasoning != "none"
+        self.length = min(room + 1, round(settings.answers.tokens * log_normal(settings.speed.jitter, *key, "tokens")))
+        self.thinks = request.thinking and settings.answers.reasoning != "none"
         if request.schema is not None and not request.parses_thoughts:
             self.thinks = False  # thoughts would not be JSON
 
@@ -1566,7 +1594,7 @@ class Author:
         answer = self.delivery.answer
         final = GIVING_UP
         if answer is not None:
-            final = answer_text(self.wishes, answer, self.settings.answer_format, self.chance)
+            final = answer_text(self.wishes, answer, self.settings.answers.answer_format, self.chance)
         return self.before(len(pieces_of(final))) + final, VERDICTS[outcome]
 
     def talk(self) -> Iterator[str]:
@@ -1577,7 +1605,7 @@ class Author:
     def padding(self, final: int) -> str:
         """As much talk as brings a reply with a `final` part of so many tokens to the length that is asked for."""
         tags = 2 if self.thinks else 0
-        least = THOUGHT_TOKENS if self.thinks and not self.settings.tokens else 0
+        least = THOUGHT_TOKENS if self.thinks and not self.settings.answers.tokens else 0
         return of_length(self.talk(), max(least, self.length - final - tags - 1)).lstrip()
 
     def before(self, final: int) -> str:
@@ -1899,16 +1927,16 @@ def generation_settings(request: ChatRequest) -> dict[str, Any]:
 def props(settings: Settings) -> dict[str, Any]:
     """What `GET /props` says: the settings of the server."""
     return {
-        "default_generation_settings": {"params": SAMPLING_DEFAULTS, "n_ctx": settings.slot_context},
-        "total_slots": settings.slots,
-        "model_alias": settings.alias,
+        "default_generation_settings": {"params": SAMPLING_DEFAULTS, "n_ctx": settings.speed.slot_context},
+        "total_slots": settings.speed.slots,
+        "model_alias": settings.server.alias,
         "model_ftype": MODEL_META["ftype"],
         "model_path": "models/simulator.gguf",
         "modalities": {"vision": False, "video": False, "audio": False},
         "media_marker": "<__media__>",
-        "endpoint_slots": settings.slots_endpoint,
+        "endpoint_slots": settings.server.slots_endpoint,
         "endpoint_props": False,
-        "endpoint_metrics": settings.metrics,
+        "endpoint_metrics": settings.server.metrics,
         "ui": False,
         "ui_settings": {},
         "chat_template": CHAT_TEMPLATE,
@@ -1932,8 +1960,8 @@ def models(settings: Settings) -> dict[str, Any]:
         "quantization_level": "",
     }
     ollama = {
-        "name": settings.alias,
-        "model": settings.alias,
+        "name": settings.server.alias,
+        "model": settings.server.alias,
         "modified_at": "",
         "size": "",
         "digest": "",
@@ -1945,13 +1973,13 @@ def models(settings: Settings) -> dict[str, Any]:
         "details": details,
     }
     openai = {
-        "id": settings.alias,
-        "aliases": [settings.alias],
+        "id": settings.server.alias,
+        "aliases": [settings.server.alias],
         "tags": [],
         "object": "model",
         "created": int(time.time()),
         "owned_by": "llamacpp",
-        "meta": {**MODEL_META, "n_ctx": settings.slot_context},
+        "meta": {**MODEL_META, "n_ctx": settings.speed.slot_context},
     }
     return {"models": [ollama], "object": "list", "data": [openai]}
 
@@ -2077,9 +2105,9 @@ def read_options(body: Mapping[str, Any], prompts: Sequence[Prompt], settings: S
     if body.get("top_logprobs") and not body.get("logprobs"):
         raise invalid("top_logprobs requires logprobs to be set to true")
     schema, options = read_schema(body), body.get("stream_options")
-    unparsed = body.get("reasoning_format", "none" if settings.reasoning == "inline" else None) == "none"
+    unparsed = body.get("reasoning_format", "none" if settings.answers.reasoning == "inline" else None) == "none"
     choices = read_number(body, "n", 1, 2147483647) or 1
-    if choices > settings.slots:
+    if choices > settings.speed.slots:
         raise invalid("n_cmpl cannot be greater than the number of slots, please increase -np")
     limit = read_limit(body)
     return ChatRequest(
@@ -2328,7 +2356,7 @@ def milliseconds(seconds: float) -> float:
 
 def slot_view(slot: Slot, settings: Settings) -> dict[str, Any]:
     """A slot as `GET /slots` shows it: one that has never worked has little to tell."""
-    view = {"id": slot.number, "n_ctx": settings.slot_context, "speculative": False, "is_processing": slot.busy}
+    view = {"id": slot.number, "n_ctx": settings.speed.slot_context, "speculative": False, "is_processing": slot.busy}
     job = slot.job
     if job is None:
         return view
@@ -2700,10 +2728,10 @@ class Simulator:
         """Take the known questions, and how to behave."""
         self.questions = questions
         self.settings = settings
-        self.matcher = Matcher(questions, settings.match_threshold)
+        self.matcher = Matcher(questions, settings.answers.match_threshold)
         self.deliveries = Deliveries(questions, settings)
         self.faults = Faults(settings)
-        self.slots = Slots(settings.slots)
+        self.slots = Slots(settings.speed.slots)
         self.metrics = Metrics()
         self.entries: deque[dict[str, Any]] = deque(maxlen=LOG_LENGTH)
 
@@ -2715,7 +2743,7 @@ class Simulator:
 
     def job(self, request: ChatRequest) -> Job:
         """The work on a request; raises RequestError if it asks no known question."""
-        context = self.settings.slot_context
+        context = self.settings.speed.slot_context
         for prompt in request.prompts:
             if prompt.tokens >= context:
                 raise context_error(prompt.tokens, context)
@@ -2740,7 +2768,7 @@ class Simulator:
         if judging is None:
             if isinstance(match, Match):
                 return Asked(match.question.name, match, None)
-            if self.settings.unmatched is None:
+            if self.settings.answers.unmatched is None:
                 raise self.refusal(prompt, match)
         return Asked(digest(0, prompt.rendered).hex()[:16], match, judging)
 
@@ -2763,13 +2791,15 @@ class Simulator:
     def pace(self, name: str, attempt: int) -> Pace:
         """How fast an attempt at a question is answered."""
         settings = self.settings
-        first = settings.ttft * log_normal(settings.jitter, settings.seed, name, attempt, "ttft")
-        speed = settings.tokens_per_second * log_normal(settings.jitter, settings.seed, name, attempt, "speed")
+        first = settings.speed.ttft * log_normal(settings.speed.jitter, settings.seed, name, attempt, "ttft")
+        speed = settings.speed.tokens_per_second * log_normal(
+            settings.speed.jitter, settings.seed, name, attempt, "speed"
+        )
         return Pace(first, 1 / speed if speed else 0.0)
 
     def room(self, request: ChatRequest, prompt: Prompt) -> int:
         """How many tokens a reply may have: even a limit of 0 leaves one."""
-        left = self.settings.slot_context - prompt.tokens
+        left = self.settings.speed.slot_context - prompt.tokens
         return max(1, left if request.limit is None else min(left, request.limit))
 
     def solve(self, request: ChatRequest, prompt: Prompt, question: Question, entry: Mapping[str, Any]) -> Choice:
@@ -2791,7 +2821,7 @@ class Simulator:
     ) -> Choice:
         """A judge's reply. The same prompt gets the same one."""
         truth = match.question.answer if isinstance(match, Match) else None
-        mistaken = draw(self.settings.seed, "judge", prompt.rendered) < self.settings.judge_error_rate
+        mistaken = draw(self.settings.seed, "judge", prompt.rendered) < self.settings.answers.judge_error_rate
         text = judgement(judging, truth, request.schema, mistaken)
         self.record(
             {"role": "judge", **entry, "decision": "wrong" if mistaken else "right", "answer": text, "verdict": None}
@@ -2800,7 +2830,7 @@ class Simulator:
 
     def fixed(self, request: ChatRequest, prompt: Prompt, entry: Mapping[str, Any]) -> Choice:
         """The reply to what is no known question."""
-        text = self.settings.unmatched or ""
+        text = self.settings.answers.unmatched or ""
         if request.schema is not None:
             text = SchemaWriter(request.schema, text, text).write()
         self.record({"role": "fixed", **entry, "decision": "fixed", "answer": None, "verdict": None})
@@ -2840,7 +2870,7 @@ class Simulator:
             pair = f"{shown(miss.closest.name)} and {shown(miss.rival.name)}"
             message = f"the prompt is too close to both {pair} of the {known} (distance {miss.distance:.2f})"
         else:
-            accepted = f"accepted up to {self.settings.match_threshold:.2f}"
+            accepted = f"accepted up to {self.settings.answers.match_threshold:.2f}"
             distances = f"closest distance {miss.distance:.2f}, {accepted}"
             message = f"the prompt matches none of the {known} ({distances})"
         self.entries.append(
@@ -3210,7 +3240,7 @@ def chat_response(simulator: Simulator, request: ChatRequest, connection: Connec
     if not job.fault.generates:
         return fault_response(job.fault, connection)
     if request.stream:
-        stream = Stream(job, simulator.settings.alias)
+        stream = Stream(job, simulator.settings.server.alias)
         body = delivered(job, simulator, connection, streamed(stream, job, simulator, connection), stream.ending)
         body = dripping(body, job.fault.pause, connection) if job.fault.pause else body
         return flask.Response(body, content_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
@@ -3224,7 +3254,7 @@ def whole_response(job: Job, simulator: Simulator, connection: Connection) -> fl
             sleep_until(job.due(0))
             job.prompt_is_read()
             sleep_until(job.due(job.total - 1))
-            data = encoded(compact_json(completion(job, simulator.settings.alias)))
+            data = encoded(compact_json(completion(job, simulator.settings.server.alias)))
             simulator.metrics.count(job)
     except HangupError:
         simulator.settle(job, reached=False)
@@ -3303,11 +3333,11 @@ PUBLIC = frozenset({"/health", "/v1/health"})
 
 def check_key(settings: Settings) -> None:
     """Raise RequestError unless a request that needs a key has one."""
-    if not settings.keys or flask.request.path in PUBLIC:
+    if not settings.server.keys or flask.request.path in PUBLIC:
         return
     given = flask.request.headers.get("Authorization", "") or flask.request.headers.get("X-Api-Key", "")
     sent = given.removeprefix("Bearer ").encode("latin-1")  # the bytes as they have come
-    known = [hmac.compare_digest(sent, key.encode()) for key in settings.keys]
+    known = [hmac.compare_digest(sent, key.encode()) for key in settings.server.keys]
     if not any(known):
         raise ServerError(401, "authentication_error", "Invalid API Key")
 
@@ -3315,7 +3345,7 @@ def check_key(settings: Settings) -> None:
 def build_app(simulator: Simulator) -> flask.Flask:
     """The web application: its routes and error replies."""
     settings = simulator.settings
-    ready = time.monotonic() + settings.load_time
+    ready = time.monotonic() + settings.speed.load_time
     app = flask.Flask(PROGRAM, static_folder=None)
     app.url_map.merge_slashes = False
     app.register_error_handler(HTTPError, http_error_response)
@@ -3375,15 +3405,15 @@ def add_server_routes(app: flask.Flask, simulator: Simulator) -> None:
 
     @app.get("/slots")
     def slots_route() -> flask.Response:
-        if not settings.slots_endpoint:
+        if not settings.server.slots_endpoint:
             raise unsupported("slots endpoint", "--slots")
-        if flask.request.args.get("fail_on_no_slot") and simulator.slots.counts()[0] == settings.slots:
+        if flask.request.args.get("fail_on_no_slot") and simulator.slots.counts()[0] == settings.speed.slots:
             raise RequestError(503, "unavailable_error", "no slot available")
         return json_response([slot_view(slot, settings) for slot in simulator.slots.slots])
 
     @app.get("/metrics")
     def metrics_route() -> flask.Response:
-        if not settings.metrics:
+        if not settings.server.metrics:
             raise unsupported("metrics endpoint", "--metrics")
         started = {"Process-Start-Time-Unix": str(simulator.metrics.start_time)}
         text = simulator.metrics.text(*simulator.slots.counts())
@@ -3537,207 +3567,111 @@ def fault_list(text: str) -> tuple[tuple[str, float], ...]:
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells the defaults of the options that have one."""
+    """Adds their defaults to the options that have one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if isinstance(action.default, bool | tuple | None) else super()._get_help_string(action)
 
 
 def build_parser() -> Parser:
-    """The command line's options and their defaults."""
+    """The command line, in the groups that --help shows."""
     parser = Parser(
         prog=PROGRAM,
         allow_abbrev=False,
         description="Pretends to be llama.cpp's llama-server, for testing evaluators without a model.",
         formatter_class=Formatter,
     )
-    add_question_options(parser.add_argument_group("what it knows"))
-    add_success_options(parser.add_argument_group("how often it is right"))
-    add_model_options(parser.add_argument_group("how its model answers"))
-    add_speed_options(parser.add_argument_group("how fast it is"))
-    add_server_options(parser.add_argument_group("how it serves"))
-    add_fault_options(parser.add_argument_group("what goes wrong"))
+    add_question_options(parser.add_argument_group("what it knows").add_argument)
+    add_success_options(parser.add_argument_group("how often it is right").add_argument)
+    add_model_options(parser.add_argument_group("how its model answers").add_argument)
+    add_speed_options(parser.add_argument_group("how fast it is").add_argument)
+    add_server_options(parser.add_argument_group("how it serves").add_argument)
+    add_fault_options(parser.add_argument_group("what goes wrong").add_argument)
     return parser
 
 
-Group = argparse._ArgumentGroup  # argparse gives the class of its groups no public name
+def add_question_options(add: Callable[..., Any]) -> None:
+    """The questions that it knows."""
+    known = f"comma-separated list of datasets: {KNOWN_DATASETS}"
+    add("--dataset", metavar="NAMES", default="aime,aime2025", help=known)
+    split = (
+        "split of the datasets given by their Hugging Face name; the others have only one, which is read in any case"
+    )
+    add("--dataset-split", metavar="SPLIT", default="train", help=split)
+    near = "Levenshtein distance, over the longer length, up to which a part of a prompt is a known question"
+    add("--match-threshold", type=number_between(0, 0.9), metavar="DISTANCE", default=0.3, help=near)
+    other = "what a prompt without a known question gets: error, or the text in fixed:TEXT"
+    add("--unmatched", type=unmatched_reply, metavar="REPLY", default="error", help=other)
 
 
-def add_question_options(group: Group) -> None:
-    """The options for the questions."""
-    group.add_argument(
-        "--dataset",
-        metavar="NAMES",
-        default="aime,aime2025",
-        help=f"comma-separated list of datasets: {KNOWN_DATASETS}",
+def add_success_options(add: Callable[..., Any]) -> None:
+    """The shares of right, wrong and missing answers."""
+    add("--seed", type=int, default=0, help="decides all that is left to chance")
+    right = (
+        "share of right answers, 0 to 1: of a dataset's N questions exactly RATE*N, halves rounded up, are answered "
+        "rightly in each pass over it"
     )
-    group.add_argument(
-        "--dataset-split",
-        metavar="SPLIT",
-        default="train",
-        help="split of the datasets given by their Hugging Face name; the others have only one, "
-        "which is read whatever this says",
-    )
-    group.add_argument(
-        "--match-threshold",
-        type=number_between(0, 0.9),
-        metavar="DISTANCE",
-        default=0.3,
-        help="Levenshtein distance, over the longer length, up to which a part of a prompt is a known question",
-    )
-    group.add_argument(
-        "--unmatched",
-        type=unmatched_reply,
-        metavar="REPLY",
-        default="error",
-        help="what a prompt without a known question gets: error, or the text in fixed:TEXT",
-    )
-
-
-def add_success_options(group: Group) -> None:
-    """The options for what becomes of each answer."""
-    group.add_argument("--seed", type=int, default=0, help="decides all that is left to chance")
-    group.add_argument(
-        "--success-rate",
-        type=share,
-        metavar="RATE",
-        default=0.8,
-        help="share of right answers, 0 to 1: of a dataset's N questions exactly RATE*N, halves rounded "
-        "up, are answered rightly in each pass over it",
-    )
-    group.add_argument(
-        "--success-mode",
-        choices=("exact", "random"),
-        default="exact",
-        help="exactly the shares asked for in each pass, or a draw for each answer",
-    )
+    add("--success-rate", type=share, metavar="RATE", default=0.8, help=right)
+    mode = "exactly the shares asked for in each pass, or a draw for each answer"
+    add("--success-mode", choices=("exact", "random"), default="exact", help=mode)
     rates = {
         "truncate": "cut at the token limit before the answer",
         "no-answer": "complete, and without an answer",
         "loop": "the same sentence again and again, up to the token limit",
     }
     for name, meaning in rates.items():
-        group.add_argument(
-            f"--{name}-rate", type=share, metavar="RATE", default=0.0, help=f"share of replies that are {meaning}"
-        )
-    group.add_argument(
-        "--wrong-answer",
-        choices=WRONG_ANSWERS,
-        default="plus-one",
-        help="what is answered instead of the right answer; never that itself",
-    )
-    group.add_argument(
-        "--judge-error-rate",
-        type=share,
-        metavar="RATE",
-        default=0.0,
-        help="share of the prompts to a judge that are judged wrongly",
-    )
+        add(f"--{name}-rate", type=share, metavar="RATE", default=0.0, help=f"share of replies that are {meaning}")
+    wrong = "what is answered instead of the right answer; never that itself"
+    add("--wrong-answer", choices=WRONG_ANSWERS, default="plus-one", help=wrong)
+    misjudged = "share of the prompts to a judge that are judged wrongly"
+    add("--judge-error-rate", type=share, metavar="RATE", default=0.0, help=misjudged)
 
 
-def add_model_options(group: Group) -> None:
-    """The options for the text of replies."""
-    group.add_argument(
-        "--answer-format",
-        choices=ANSWER_FORMATS,
-        default="auto",
-        help="how an answer is written; auto: JSON to prompts that ask for it, else boxed; mixed: any of the others",
-    )
-    group.add_argument(
-        "--reasoning",
-        choices=("none", "field", "inline"),
-        default="none",
-        help="whether the model thinks first: in reasoning_content, or between <think> and </think> in the content",
-    )
-    group.add_argument(
-        "--tokens",
-        type=whole_between(0, 10_000_000),
-        metavar="N",
-        default=0,
-        help="length of replies, filled with thoughts or steps; 0: no longer than the answer needs",
-    )
+def add_model_options(add: Callable[..., Any]) -> None:
+    """The text of replies."""
+    written = "how an answer is written; auto: JSON to prompts that ask for it, else boxed; mixed: any of the others"
+    add("--answer-format", choices=ANSWER_FORMATS, default="auto", help=written)
+    thinks = "whether the model thinks first: in reasoning_content, or between <think> and </think> in the content"
+    add("--reasoning", choices=("none", "field", "inline"), default="none", help=thinks)
+    long = "length of replies, filled with thoughts or steps; 0: no longer than the answer needs"
+    add("--tokens", type=whole_between(0, 10_000_000), metavar="N", default=0, help=long)
 
 
-def add_speed_options(group: Group) -> None:
-    """The options for latency and slots."""
-    group.add_argument(
-        "--ttft", type=number_between(0, 86400), metavar="SECONDS", default=0.0, help="time to the first token"
-    )
-    group.add_argument(
-        "--tokens-per-second",
-        type=number_between(0, 1e6),
-        metavar="N",
-        default=0.0,
-        help="speed of each slot; 0: no limit",
-    )
-    group.add_argument(
-        "--jitter",
-        type=number_between(0, 3),
-        metavar="SIGMA",
-        default=0.0,
-        help="spread of --ttft, --tokens-per-second and --tokens: the standard deviation of their logarithms",
-    )
-    group.add_argument(
-        "-np",
-        "--parallel",
-        "--slots",
-        dest="slots",
-        nargs="?",
-        type=whole_between(1, 10_000),
-        metavar="N",
-        help="requests that are worked on at a time; the others wait (default: 4)",
-    )
-    group.add_argument(
-        "-c",
-        "--ctx-size",
-        type=whole_between(0, 10_000_000),
-        metavar="N",
-        default=0,
-        help=f"context in tokens, which the slots of -np share; 0: {MODEL_CONTEXT} for each slot",
-    )
-    group.add_argument(
-        "--load-time",
-        type=number_between(0, 86400),
-        metavar="SECONDS",
-        default=0.0,
-        help="how long it says that it loads its model",
-    )
+def add_speed_options(add: Callable[..., Any]) -> None:
+    """Latency and slots."""
+    seconds: dict[str, Any] = {"type": number_between(0, 86400), "metavar": "SECONDS", "default": 0.0}
+    add("--ttft", **seconds, help="time to the first token")
+    fast = "speed of each slot; 0: no limit"
+    add("--tokens-per-second", type=number_between(0, 1e6), metavar="N", default=0.0, help=fast)
+    spread = "spread of --ttft, --tokens-per-second and --tokens: the standard deviation of their logarithms"
+    add("--jitter", type=number_between(0, 3), metavar="SIGMA", default=0.0, help=spread)
+    names, slots = ("-np", "--parallel", "--slots"), whole_between(1, 10_000)
+    busy = "requests that are worked on at a time; the others wait (default: 4)"
+    add(*names, dest="slots", nargs="?", type=slots, metavar="N", help=busy)
+    context = f"context in tokens, which the slots of -np share; 0: {MODEL_CONTEXT} for each slot"
+    add("-c", "--ctx-size", type=whole_between(0, 10_000_000), metavar="N", default=0, help=context)
+    add("--load-time", **seconds, help="how long it says that it loads its model")
 
 
-def add_server_options(group: Group) -> None:
-    """The options that llama-server has, too."""
-    group.add_argument("--host", type=host_name, default="localhost", help="address to listen on")
-    group.add_argument(
-        "--port", type=whole_between(0, 65535), default=8033, help="port to listen on; 0 picks a free one"
-    )
-    group.add_argument("--alias", metavar="NAME", default="simulator", help="name of the model")
-    group.add_argument(
-        "--api-key",
-        metavar="KEYS",
-        help="comma-separated keys, of which requests need one; a command line can be read by others on the machine",
-    )
-    group.add_argument("--api-key-file", metavar="FILE", help="file with such keys, one in each line")
-    group.add_argument("--metrics", action="store_true", help="offer GET /metrics")
-    group.add_argument("--no-slots", action="store_true", help="offer no GET /slots")
+def add_server_options(add: Callable[..., Any]) -> None:
+    """Options that llama-server has, too."""
+    add("--host", type=host_name, default="localhost", help="address to listen on")
+    add("--port", type=whole_between(0, 65535), default=8033, help="port to listen on; 0 picks a free one")
+    add("--alias", metavar="NAME", default="simulator", help="name of the model")
+    keys = "comma-separated keys, of which requests need one; a command line can be read by others on the machine"
+    add("--api-key", metavar="KEYS", help=keys)
+    add("--api-key-file", metavar="FILE", help="file with such keys, one in each line")
+    add("--metrics", action="store_true", help="offer GET /metrics")
+    add("--no-slots", action="store_true", help="offer no GET /slots")
 
 
-def add_fault_options(group: Group) -> None:
-    """The options for faults."""
-    group.add_argument(
-        "--fault",
-        type=fault_list,
-        metavar="KIND:RATE[,...]",
-        default=(),
-        help="shares of the attempts that fail, and how: "
-        + "; ".join(f"{kind}: {FAULTS[kind].told}" for kind in FAULTS),
-    )
-    group.add_argument(
-        "--fault-first",
-        type=whole_between(0, 1000),
-        metavar="N",
-        default=0,
-        help="the first N attempts at each question fail, in the ways of --fault in turn, or with 503",
-    )
+def add_fault_options(add: Callable[..., Any]) -> None:
+    """The faults."""
+    kinds = "; ".join(f"{kind}: {fault.told}" for kind, fault in FAULTS.items())
+    shares = f"shares of the attempts that fail, and how: {kinds}"
+    add("--fault", type=fault_list, metavar="KIND:RATE[,...]", default=(), help=shares)
+    first = "the first N attempts at each question fail, in the ways of --fault in turn, or with 503"
+    add("--fault-first", type=whole_between(0, 1000), metavar="N", default=0, help=first)
 
 
 def read_settings(options: argparse.Namespace) -> Settings:
@@ -3755,9 +3689,14 @@ def read_settings(options: argparse.Namespace) -> Settings:
         keys += read_keys(Path(options.api_key_file))
     if options.api_key is not None and not keys:
         raise UsageError("--api-key holds no key")
-    given = {name: getattr(options, name) for name in Settings.__annotations__ if hasattr(options, name)}
-    derived = {"slots": slots, "slot_context": context, "keys": tuple(keys), "slots_endpoint": not options.no_slots}
-    return Settings(**{**given, **derived})
+    speed = {"ttft", "tokens_per_second", "jitter", "load_time"}
+    return Settings(
+        seed=options.seed,
+        answers=Answers(**{name: getattr(options, name) for name in Answers.__annotations__}),
+        speed=Speed(slots=slots, slot_context=context, **{name: getattr(options, name) for name in speed}),
+        server=Serving(options.alias, tuple(keys), options.metrics, not options.no_slots),
+        faults=Failing(options.fault, options.fault_first),
+    )
 
 
 def read_keys(path: Path) -> list[str]:
@@ -3816,7 +3755,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     host = f"[{options.host}]" if ":" in options.host else options.host
     try:
-        print(banner(f"http://{host}:{server.port}", settings.success_rate, questions), flush=True)
+        print(banner(f"http://{host}:{server.port}", settings.answers.success_rate, questions), flush=True)
     except OSError as error:
         log(f"{PROGRAM}: error: cannot print the URL: {error.strerror}")
         os._exit(1)  # without another try to print it

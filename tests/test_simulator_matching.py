@@ -6,7 +6,6 @@ import json
 import random
 import re
 import time
-from dataclasses import replace
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
@@ -32,8 +31,9 @@ MATCHER = simulator.Matcher(QUESTIONS, 0.3)
 
 
 def settings(**changes: Any) -> Any:
-    """What the simulator does by default, but for these changes."""
-    return replace(simulator.read_settings(simulator.build_parser().parse_args([])), **changes)
+    """The settings of a simulator with these options."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in changes.items()]
+    return simulator.read_settings(simulator.build_parser().parse_args(options))
 
 
 TEMPLATES = {
