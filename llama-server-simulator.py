@@ -17,9 +17,8 @@ written. A chat request is searched for a known question, which is answered righ
 expected answer plus one) at exactly the success rate; anything else gets an error reply. What else it can
 do, be slow, think, loop, judge, and fail in many ways, is in docs/simulator.md.
 
-Sections: vocabulary, errors and messages, answers, hub, questions, matching, chance, deliveries, faults,
-tokens, JSON schemas, schema writer, what the model says, judge, identity, requests, slots, replies, streams, metrics,
-simulator, connections, serving, responses, routes, values, options, command line.
+Sections: vocabulary, messages, questions, matching, outcomes, faults, texts, requests, slots, replies, simulator,
+HTTP, command line.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ from werkzeug.exceptions import HTTPException as HTTPError
 PROGRAM = "llama-server-simulator"
 PRACTICE = Path(__file__).resolve().parent / "data" / "practice.jsonl"
 
-# ---- vocabulary ------------------------------------------------------------------------------------
+# ---- vocabulary -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ class Miss:
 
 @dataclass(frozen=True)
 class Answers:
-    """Settings of what the model says: the rates are shares of its replies."""
+    """Settings of the model: the rates are shares of its replies."""
 
     success_rate: float
     success_mode: str
@@ -171,7 +170,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Delivery:
-    """One answer given to one question: the number-th one, counted from 0, and what becomes of it."""
+    """One answer given to one question: the number-th one, counted from 0, and its outcome."""
 
     question: Question
     number: int
@@ -182,7 +181,7 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a request asks: the user's texts, last one first; these and the system's; all as the model reads it."""
+    """The prompt of a request: the user's texts, last one first; these and the system's; all as the model reads it."""
 
     user_texts: Sequence[str]
     text: str
@@ -192,7 +191,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """What matters of a request for completions. `limit` is in tokens, None for no limit."""
+    """The parts of a request for completions that matter. `limit` is in tokens, None for no limit."""
 
     prompts: Sequence[Prompt]
     choices: int  # for each prompt
@@ -212,7 +211,7 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class Choice:
-    """One choice of a reply: its tokens, each with the field it belongs to, and what is right to say of it."""
+    """One choice of a reply: its tokens, each with the field it belongs to, and the right verdict on it."""
 
     fields: Sequence[tuple[str, str]]
     finish_reason: str
@@ -223,7 +222,7 @@ class Choice:
     entry: dict[str, Any] | None = None  # in the log
 
     def text(self, field: str) -> str:
-        """What the tokens of one field say."""
+        """The text in the tokens of one field."""
         return "".join(piece for name, piece in self.fields if name == field)
 
     def length(self, count: int) -> int:
@@ -233,7 +232,7 @@ class Choice:
 
 Row = tuple[str, Mapping[str, Any]]  # where it stands, for messages, and its fields
 
-# ---- errors and messages ---------------------------------------------------------------------------
+# ---- messages -------------------------------------------------------------------------------------------
 
 
 class SimulatorError(Exception):
@@ -262,7 +261,7 @@ class RequestError(Exception):
     def __init__(
         self, status: int, kind: str, message: str, detail: str = "", more: Mapping[str, Any] | None = None
     ) -> None:
-        """Take the HTTP status, llama-server's error type, its message, what only the log adds, and more fields."""
+        """Take the HTTP status, llama-server's error type, its message, words for the log only, and more fields."""
         super().__init__(message)
         self.status = status
         self.kind = kind
@@ -284,7 +283,7 @@ class HangupError(Exception):
 
 
 class BadRequestError(Exception):
-    """What has come is no HTTP request."""
+    """The client has sent something that is no HTTP request."""
 
 
 def invalid(message: str) -> RequestError:
@@ -315,7 +314,7 @@ def log(line: str) -> None:
         os.write(2, (line + "\n").encode("utf-8", "backslashreplace"))
 
 
-# ---- answers ---------------------------------------------------------------------------------------
+# ---- questions ------------------------------------------------------------------------------------------
 
 DEGREES = re.compile(r"(?:\^?\{?\\circ\}?|°|\\degree)$")
 WRAPPED = re.compile(r"^\\(?:text|mathrm|mathbf|textbf|boxed)\{(.*)\}$")
@@ -339,8 +338,6 @@ def canonical_answer(raw: object) -> str | None:
     text = ZERO_DECIMALS.sub("", DEGREES.sub("", text).strip())
     return str(int(text.replace(",", ""))) if INTEGER.fullmatch(text) else None
 
-
-# ---- hub -------------------------------------------------------------------------------------------
 
 HUB_ANSWER_SECONDS = 4.0
 
@@ -420,8 +417,6 @@ def probe(url: str) -> bool:
         return False
 
 
-# ---- questions -------------------------------------------------------------------------------------
-
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 # Where the datasets with a name of their own are on the hub: repository, configuration, split.
 HUB_DATASETS = {
@@ -448,7 +443,7 @@ def parse_datasets(text: str) -> list[str]:
 
 
 def dataset_title(name: str) -> str:
-    """What a dataset is called in question names: a file by its stem, so that its folder does not matter."""
+    """The name of a dataset in question names: that of a file is its stem, so that its folder does not matter."""
     return Path(name).stem if is_file_name(name) else name
 
 
@@ -540,7 +535,7 @@ def aime2025_rows() -> Iterator[Row]:
             yield where, {**fields, "id": f"{part}-{number}"}
 
 
-# ---- matching --------------------------------------------------------------------------------------
+# ---- matching -------------------------------------------------------------------------------------------
 
 # AIME questions nearest to each other are 0.32 apart, and 10 % noise moves one by at most 0.2.
 MARGIN = 0.05
@@ -565,7 +560,7 @@ PIECE_END = re.compile(r"\n+|(?<=[.?!:])\s+")
 
 
 def squash(text: str) -> str:
-    """The text in lower case without white space and dollar signs: what survives being typeset anew.
+    """The text in lower case without white space and dollar signs, so that typesetting it anew changes nothing.
 
     Between two numbers a space stays, lest they become one.
     """
@@ -574,7 +569,7 @@ def squash(text: str) -> str:
 
 
 def letters(text: str) -> str:
-    """Its letters and digits only, LaTeX commands dropped: what survives LaTeX being stripped."""
+    """Its letters and digits only, LaTeX commands dropped, so that stripping LaTeX changes nothing."""
     folded = LATEX_COMMAND.sub(" ", unicodedata.normalize("NFKC", text)).lower()
     return "".join(character for character in folded if character.isalnum())
 
@@ -661,7 +656,7 @@ class Neighbours:
 
 
 def piece_ends(pieces: Iterable[str]) -> list[int]:
-    """Where pieces meet once they are joined, from 0 to the length of the whole."""
+    """The places at which pieces meet once they are joined, from 0 to the length of the whole."""
     ends = [0]
     for piece in pieces:
         if piece:
@@ -770,7 +765,7 @@ class Matcher:
         return Match(best, "levenshtein", distance)
 
 
-# ---- chance ----------------------------------------------------------------------------------------
+# ---- outcomes -------------------------------------------------------------------------------------------
 
 
 def digest(seed: int, *key: object) -> bytes:
@@ -789,9 +784,7 @@ def log_normal(sigma: float, seed: int, *key: object) -> float:
     return math.exp(sigma * NormalDist().inv_cdf(max(draw(seed, *key), 2**-53))) if sigma else 1.0
 
 
-# ---- deliveries ------------------------------------------------------------------------------------
-
-# What becomes of an answer, and what a perfect evaluator says of it.
+# The outcomes of an answer, each with the verdict of a perfect evaluator.
 VERDICTS = {
     "right": "correct",
     "wrong": "incorrect",
@@ -822,12 +815,12 @@ def decimal(rate: float) -> Fraction:
 
 
 def count_of(rate: Fraction, total: int) -> int:
-    """How many of `total` questions a rate is: halves are rounded up."""
+    """The number of questions that a rate of `total` is: halves are rounded up."""
     return math.floor(rate * total + Fraction(1, 2))
 
 
 def cumulative_shares(settings: Settings) -> dict[str, Fraction]:
-    """Each outcome with its share and those before it; what is left is wrong answers."""
+    """Each outcome with its share and those before it; the rest is wrong answers."""
     rates = {
         "right": settings.answers.success_rate,
         "truncated": settings.answers.truncate_rate,
@@ -844,7 +837,7 @@ def ranking(questions: Iterable[Question], seed: int) -> dict[Question, int]:
 
 
 def place_in_pass(rank: int, number: int, right: int, total: int) -> int:
-    """Where a question's number-th delivery stands among the `total` of a pass, of which the first are right.
+    """The place of a question's number-th delivery among the `total` of a pass, of which the first are right.
 
     Each delivery shifts the ranks by the count of those that are not right, so every full pass over the dataset
     has exactly `right` right answers, and the others move on to other questions in the next pass.
@@ -853,7 +846,7 @@ def place_in_pass(rank: int, number: int, right: int, total: int) -> int:
 
 
 class Deliveries:
-    """Decides what becomes of each answer, and counts those that have reached their client.
+    """Decides the outcome of each answer, and counts those that have reached their client.
 
     In `exact` mode every pass over a dataset has exactly the asked shares, in any order of requests.
     """
@@ -875,7 +868,7 @@ class Deliveries:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all that has been delivered, and what is on its way."""
+        """Forget all deliveries, also those on their way."""
         with self.lock:
             self.epoch += 1
             self.taken: Counter[Question] = Counter()
@@ -899,7 +892,7 @@ class Deliveries:
         return Delivery(question, number, outcome, answer, epoch)
 
     def outcome(self, question: Question, number: int) -> str:
-        """What becomes of a question's number-th delivery."""
+        """The outcome of a question's number-th delivery."""
         if self.settings.answers.success_mode == "random":
             chance = draw(self.settings.seed, "success", question.name, number)
             return next((outcome for outcome, upto in self.shares.items() if chance < upto), "wrong")
@@ -919,7 +912,7 @@ class Deliveries:
                 self.settled[delivery.question][delivery.number] = verdict
 
     def expected(self) -> dict[str, Any]:
-        """What a perfect evaluator must report of all that has been delivered."""
+        """The counts that a perfect evaluator must report of all that has been delivered."""
         with self.lock:
             settled = {question: dict(numbered) for question, numbered in self.settled.items() if numbered}
         datasets = {
@@ -931,7 +924,7 @@ class Deliveries:
         return {**whole, "datasets": datasets, "pass": self.one_pass(), "questions": by_question}
 
     def one_pass(self) -> dict[str, Any] | None:
-        """What a first pass over each dataset gives, unless the draws are random or a limit cuts it short."""
+        """The counts of a first pass over each dataset, unless the draws are random or a limit cuts it short."""
         if self.settings.answers.success_mode == "random":
             return None
         return {
@@ -948,7 +941,7 @@ def tally(verdicts: Iterable[str]) -> dict[str, Any]:
     return {"accuracy": counts["correct"] / total if total else None, **named, "deliveries": total}
 
 
-# ---- faults ----------------------------------------------------------------------------------------
+# ---- faults ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -1081,13 +1074,13 @@ class Faults:
         return None
 
 
-# ---- tokens ----------------------------------------------------------------------------------------
+# ---- texts ----------------------------------------------------------------------------------------------
 
-# What the simulated model writes is cut into tokens of up to four characters, or a whole number, with the white
+# The text of the simulated model is cut into tokens of up to four characters, or a whole number, with the white
 # space before it: about as many as a real model would need.
 PIECE = re.compile(r"</?think>|\s?(?:[0-9]+|(?:(?!</?think>)[^\s0-9]){1,4})|\s{1,4}")
 
-# What it reads is counted by the vocabulary of the small model that llama-server was observed with: the bytes,
+# Its prompts are counted by the vocabulary of the small model that llama-server was observed with: the bytes,
 # eight merges in the order of their ranks, and special tokens. That is nearly a token for each character.
 MERGES = ("th", "in", "er", "an", "on", "the", "ing", "and")
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
@@ -1119,15 +1112,13 @@ def tokenize(text: str) -> list[int]:
 
 
 def token_bytes(token: int) -> bytes:
-    """What a token stands for; nothing for an id that is none."""
+    """The bytes that a token stands for; none for an id that is none."""
     if 0 <= token < FIRST_MERGE:
         return bytes([token])
     words = (*MERGES, *SPECIALS)
     place = token - FIRST_MERGE
     return words[place].encode() if 0 <= place < len(words) else b""
 
-
-# ---- JSON schemas ----------------------------------------------------------------------------------
 
 SCHEMA_TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 SCHEMA_DEPTH = 64
@@ -1193,7 +1184,7 @@ def at_most(limit: float) -> Callable[[Any], bool]:
     return lambda value: is_number(value) and not value < 0 and not value > limit
 
 
-# What the values of a schema's keywords have to be.
+# The types that the values of a schema's keywords have to have.
 KEYWORDS: dict[str, Callable[[Any], bool]] = {
     "minItems": at_most(MOST_ITEMS),
     "minLength": at_most(MOST_CHARACTERS),
@@ -1218,7 +1209,7 @@ def subschemas(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def merged(parts: Iterable[Any]) -> dict[str, Any]:
-    """One schema that asks for what all the parts ask for; of what cannot be had together, the last counts."""
+    """One schema that asks for what all the parts ask for; of demands that exclude each other, the last counts."""
     whole: dict[str, Any] = {}
     for part in parts:
         for key, value in part.items() if isinstance(part, dict) else ():
@@ -1241,9 +1232,6 @@ def without(schema: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in schema.items() if key not in keys}
 
 
-# ---- schema writer ---------------------------------------------------------------------------------
-
-
 class SchemaWriter:
     """Writes a JSON value that satisfies a schema, with an answer in the place that is meant for one.
 
@@ -1252,7 +1240,7 @@ class SchemaWriter:
     """
 
     def __init__(self, schema: Any, answer: str | bool | None, prose: str, avoid: str | None = None) -> None:
-        """Take a checked schema, the answer (None for none, a boolean for a verdict), other texts, what not to say."""
+        """Take a checked schema, the answer (None for none, a boolean for a verdict), other texts, and the answer to avoid."""
         self.root = schema
         self.avoid = avoid
         self.answer = answer
@@ -1312,7 +1300,7 @@ class SchemaWriter:
         return found
 
     def referenced(self, schema: Mapping[str, Any], name: str) -> Any:
-        """A value for what a reference points to, together with what stands beside it."""
+        """A value for the target of a reference, together with the keywords beside it."""
         reference = str(schema["$ref"])
         found, rest = self.target(reference), without(schema, "$ref", "$defs", "definitions")
         if reference in self.open:
@@ -1474,8 +1462,6 @@ def middle(schema: Mapping[str, Any]) -> float:
     return float(low + 1 if math.isfinite(low) else high - 1)
 
 
-# ---- what the model says ---------------------------------------------------------------------------
-
 ANSWER_FORMATS = ("auto", "plain", "boxed", "bold", "json", "sentence", "mixed")
 SENTENCES = {
     "plain": "{}",
@@ -1568,10 +1554,10 @@ def named_leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 class Author:
-    """Makes up what the model says on one delivery, as text with its thoughts between `<think>` and `</think>`."""
+    """Makes up the reply to one delivery, as text with its thoughts between `<think>` and `</think>`."""
 
     def __init__(self, request: ChatRequest, delivery: Delivery, settings: Settings, room: int, wishes: str) -> None:
-        """Take what becomes of the request, how many tokens there is room for, and the words that ask for a format."""
+        """Take the outcome, the room for the reply in tokens, and the words that ask for a format."""
         self.request = request
         self.wishes = wishes
         self.settings = settings
@@ -1585,7 +1571,7 @@ class Author:
             self.thinks = False  # thoughts would not be JSON
 
     def text(self) -> tuple[str, str]:
-        """What the model says if nothing cuts it short, and the right verdict on that."""
+        """The reply if nothing cuts it short, and the right verdict on it."""
         outcome = self.delivery.outcome
         if outcome in ("truncated", "loop"):
             return self.endless(repeat(LOOPING) if outcome == "loop" else self.talk()), "truncated"
@@ -1609,7 +1595,7 @@ class Author:
         return of_length(self.talk(), max(least, self.length - final - tags - 1)).lstrip()
 
     def before(self, final: int) -> str:
-        """What is said before a `final` part of so many tokens."""
+        """The text before a `final` part of so many tokens."""
         if self.thinks:
             return f"<think>{self.padding(final)}</think>"
         padding = self.padding(final + 1)
@@ -1644,8 +1630,6 @@ class Author:
         thoughts = f"<think>{self.padding(len(pieces_of(text)))}</think>" if self.thinks else ""
         return thoughts + text, verdict
 
-
-# ---- judge -----------------------------------------------------------------------------------------
 
 SUBJECTS = (
     "(?:response|prediction|submission)(?: [0-9]+)?|answer to (?:grade|judge|evaluate)|"
@@ -1720,7 +1704,7 @@ CLOSING_NUMBER = re.compile(rf"(?:\bis|\bare|=)[^\w\n-]{{1,8}}{NUMBER}[^\w\n]*\Z
 
 @dataclass(frozen=True)
 class Judging:
-    """What a judge is shown: a response, maybe a reference answer, and the instruction around them."""
+    """The matter before a judge: a response, maybe a reference answer, and the instruction around them."""
 
     response: str
     reference: str | None
@@ -1741,13 +1725,13 @@ def read_judging(text: str) -> Judging | None:
 
 
 def reference_answer(text: str) -> str | None:
-    """The integer at the beginning of what follows the label of a reference answer."""
+    """The integer right after the label of a reference answer."""
     found = re.match(r"[^\w-]{0,4}(?:\\boxed\{)?(-?[0-9](?:[0-9]|,|\{,\})*)", text)
     return canonical_answer(found[1].rstrip(",")) if found else canonical_answer(text)
 
 
 def response_place(text: str) -> tuple[int, int] | None:
-    """Where a prompt shows a response: between tags, else from a label to what ends it."""
+    """The place of a response in a prompt: between tags, else from a label to the end of its part."""
     for tag in (*RESPONSE_TAGS, *WEAK_TAGS):
         start, end = text.find(f"<{tag}>") + len(tag) + 2, text.rfind(f"</{tag}>")
         if len(tag) + 2 <= start <= end and re.search("[0-9]" if tag in WEAK_TAGS else r"\S", text[start:end]):
@@ -1822,7 +1806,7 @@ def example_field(instruction: str) -> tuple[str, bool] | None:
     return (found[1], bool(found[2])) if found else None
 
 
-# ---- identity --------------------------------------------------------------------------------------
+# ---- requests -------------------------------------------------------------------------------------------
 
 BUILD = "b9999-simulator"
 DEFAULT_SLOTS = 4
@@ -1892,7 +1876,7 @@ SAMPLING_DEFAULTS = {
     "backend_sampling": False,
     "lora": [],
 }
-# What a reply that is asked to be verbose shows besides, each after the field it is named by.
+# Fields that a verbose reply shows besides, each after the field it is named by.
 VERBOSE_SETTINGS: dict[str, dict[str, Any]] = {
     "dry_penalty_last_n": {"dry_sequence_breakers": ["\n", ":", '"', "*"]},
     "adaptive_decay": {"stop": []},
@@ -1925,7 +1909,7 @@ def generation_settings(request: ChatRequest) -> dict[str, Any]:
 
 
 def props(settings: Settings) -> dict[str, Any]:
-    """What `GET /props` says: the settings of the server."""
+    """The reply to `GET /props`: the settings of the server."""
     return {
         "default_generation_settings": {"params": SAMPLING_DEFAULTS, "n_ctx": settings.speed.slot_context},
         "total_slots": settings.speed.slots,
@@ -1950,7 +1934,7 @@ def props(settings: Settings) -> dict[str, Any]:
 
 
 def models(settings: Settings) -> dict[str, Any]:
-    """What `GET /v1/models` says: one model, once in Ollama's words and once in OpenAI's."""
+    """The reply to `GET /v1/models`: one model, once in Ollama's words and once in OpenAI's."""
     details = {
         "parent_model": "",
         "format": "gguf",
@@ -1983,8 +1967,6 @@ def models(settings: Settings) -> dict[str, Any]:
     }
     return {"models": [ollama], "object": "list", "data": [openai]}
 
-
-# ---- requests --------------------------------------------------------------------------------------
 
 LIMIT_FIELDS = ("max_tokens", "max_completion_tokens", "n_predict")
 JSON_TYPES = {str: "string", bool: "boolean", list: "array", dict: "object", int: "number", float: "number"}
@@ -2020,7 +2002,7 @@ def read_text_completion(raw: bytes, settings: Settings) -> ChatRequest:
 
 
 def read_object(raw: bytes) -> dict[str, Any]:
-    """The JSON object of a request body; what is JSON, but no object, has none of the fields."""
+    """The JSON object of a request body; other JSON counts as an object without fields."""
     body = read_json(raw)
     return body if isinstance(body, dict) else {}
 
@@ -2216,7 +2198,7 @@ def sampling_shown(body: Mapping[str, Any], limit: int | None, unparsed: bool) -
     }
 
 
-# ---- slots -----------------------------------------------------------------------------------------
+# ---- slots ----------------------------------------------------------------------------------------------
 
 LEFT_CHECK_SECONDS = 1.0  # between looks at whether a client that waits for a slot is still there
 
@@ -2285,21 +2267,21 @@ class Slots:
             ticket.granted.set()
 
     def counts(self) -> tuple[int, int]:
-        """How many slots are busy, and how many requests wait."""
+        """The numbers of busy slots and of waiting requests."""
         with self.lock:
             return sum(slot.busy for slot in self.slots), len(self.queue)
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a reply comes: seconds to the first token, and from each to the next."""
+    """The pace of a reply: seconds to the first token, and from each to the next."""
 
     first: float
     step: float
 
 
 class Job:
-    """The work on one request: its choices, its pace, and what is known of it so far."""
+    """The work on one request: its choices, its pace, and its progress."""
 
     def __init__(self, request: ChatRequest, choices: Sequence[Choice], pace: Pace, fault: Fault) -> None:
         """Nothing is generated before `start`."""
@@ -2330,12 +2312,12 @@ class Job:
         return max(choice.completion_tokens for choice in self.choices)
 
     def due(self, number: int) -> float:
-        """When the number-th token is there, counted from 0, as a value of `perf_counter`."""
+        """The time at which the number-th token is there, counted from 0, as a value of `perf_counter`."""
         first = self.started + self.pace.first if self.first_token is None else self.first_token
         return first + number * self.pace.step
 
     def decoded(self) -> int:
-        """How many tokens are there by now."""
+        """The number of tokens there by now."""
         if self.first_token is None:
             return 0
         elapsed = time.perf_counter() - self.first_token
@@ -2380,9 +2362,9 @@ def slot_view(slot: Slot, settings: Settings) -> dict[str, Any]:
     }
 
 
-# ---- replies ---------------------------------------------------------------------------------------
+# ---- replies --------------------------------------------------------------------------------------------
 
-# What stands for bytes that no UTF-8 has, until the text is encoded: characters that no text has.
+# A mark for bytes that no UTF-8 has, until the text is encoded: characters that no text has.
 BAD_MARK, BAD_BYTES = "\ue0ff\ue0fe\n", b"\xff\xfe\\n"
 MARK_BYTES = BAD_MARK.replace("\n", "\\n").encode()  # as JSON has it
 
@@ -2492,7 +2474,7 @@ def completion(job: Job, alias: str) -> dict[str, Any]:
 
 
 def verbose_view(job: Job, alias: str, timing: Mapping[str, Any]) -> dict[str, Any]:
-    """What the server shows of its own view of a reply when it is asked for it."""
+    """The server's own view of a reply, for those who ask for it."""
     choice, prompt = job.choices[0], job.request.prompts[0]
     return {
         "index": 0,
@@ -2524,14 +2506,11 @@ def encoded(text: str) -> bytes:
     return text.encode("utf-8", "replace").replace(MARK_BYTES, BAD_BYTES)
 
 
-# ---- streams ---------------------------------------------------------------------------------------
-
-
 class Stream:
     """Writes the server-sent events of one reply."""
 
     def __init__(self, job: Job, alias: str) -> None:
-        """Prepare what is the same in each event."""
+        """Prepare the part that is the same in each event."""
         self.job = job
         self.request = job.request
         created, name = int(time.time()), completion_id()
@@ -2619,9 +2598,6 @@ class Stream:
         return "".join(event for number in range(start, stop) for index in order for event in self.token(index, number))
 
 
-# ---- metrics ---------------------------------------------------------------------------------------
-
-
 # Name, kind and meaning of each metric, in the order of Metrics.text.
 METRICS = (
     ("prompt_tokens_total", "counter", "Number of prompt tokens processed, excluding cached tokens"),
@@ -2651,7 +2627,7 @@ METRICS = (
 
 
 class Metrics:
-    """What the server has done so far."""
+    """The work of the server so far, in numbers."""
 
     def __init__(self) -> None:
         """Nothing yet."""
@@ -2706,7 +2682,7 @@ class Metrics:
         return "".join(lines)
 
 
-# ---- simulator -------------------------------------------------------------------------------------
+# ---- simulator ------------------------------------------------------------------------------------------
 
 LOG_LENGTH = 20_000
 ENOUGH_OF_A_LOOP = 3000  # characters, after which a client that leaves has seen what it is
@@ -2714,7 +2690,7 @@ ENOUGH_OF_A_LOOP = 3000  # characters, after which a client that leaves has seen
 
 @dataclass(frozen=True)
 class Asked:
-    """What a prompt asks: a name to count its attempts by, the match, and what to judge, if anything."""
+    """The request in a prompt: a name to count its attempts by, the match, and the matter to judge, if any."""
 
     name: str
     match: Match | Miss
@@ -2722,7 +2698,7 @@ class Asked:
 
 
 class Simulator:
-    """Finds the question in a request, decides how to answer it, and keeps count of what has been delivered."""
+    """Finds the question in a request, decides how to answer it, and counts the deliveries."""
 
     def __init__(self, questions: Sequence[Question], settings: Settings) -> None:
         """Take the known questions, and how to behave."""
@@ -2760,7 +2736,7 @@ class Simulator:
         return Job(request, choices, pace, fault)
 
     def asked(self, prompt: Prompt) -> Asked:
-        """What a prompt asks; raises RequestError if that is nothing known."""
+        """The request in a prompt; raises RequestError if that is nothing known."""
         match = self.matcher.find(prompt.user_texts)
         judging = read_judging(prompt.text)
         if judging is not None and isinstance(match, Match) and self.asks_after(prompt.text, match.question):
@@ -2773,7 +2749,7 @@ class Simulator:
         return Asked(digest(0, prompt.rendered).hex()[:16], match, judging)
 
     def asks_after(self, text: str, question: Question) -> bool:
-        """Whether a question comes only after what looks like a response: then that is an example of one."""
+        """Whether a question comes only after an apparent response: then that is an example of one."""
         place = response_place(text)
         if place is None:
             return False
@@ -2789,7 +2765,7 @@ class Simulator:
         return self.fixed(request, prompt, entry)
 
     def pace(self, name: str, attempt: int) -> Pace:
-        """How fast an attempt at a question is answered."""
+        """The pace at which an attempt at a question is answered."""
         settings = self.settings
         first = settings.speed.ttft * log_normal(settings.speed.jitter, settings.seed, name, attempt, "ttft")
         speed = settings.speed.tokens_per_second * log_normal(
@@ -2798,7 +2774,7 @@ class Simulator:
         return Pace(first, 1 / speed if speed else 0.0)
 
     def room(self, request: ChatRequest, prompt: Prompt) -> int:
-        """How many tokens a reply may have: even a limit of 0 leaves one."""
+        """The number of tokens that a reply may have: even a limit of 0 leaves one."""
         left = self.settings.speed.slot_context - prompt.tokens
         return max(1, left if request.limit is None else min(left, request.limit))
 
@@ -2829,7 +2805,7 @@ class Simulator:
         return make_choice(text, None, self.room(request, prompt), request, prompt)
 
     def fixed(self, request: ChatRequest, prompt: Prompt, entry: Mapping[str, Any]) -> Choice:
-        """The reply to what is no known question."""
+        """The reply to a prompt without a known question."""
         text = self.settings.answers.unmatched or ""
         if request.schema is not None:
             text = SchemaWriter(request.schema, text, text).write()
@@ -2843,7 +2819,7 @@ class Simulator:
         return entry
 
     def settle(self, job: Job, reached: bool) -> None:
-        """Count what a job has delivered, or give it back if its client has not got it.
+        """Count the deliveries of a job, or give them back if its client has not got them.
 
         A loop counts once its client has seen enough of it to leave.
         """
@@ -2880,7 +2856,7 @@ class Simulator:
 
 
 def match_view(match: Match | Miss) -> dict[str, Any]:
-    """What the log says of a match."""
+    """The fields of the log on a match."""
     if isinstance(match, Match):
         return {"question": match.question.name, "matched_by": match.how, "distance": round(match.distance, 4)}
     return {"question": None, "matched_by": None, "distance": round(match.distance, 4)}
@@ -2903,7 +2879,7 @@ def context_error(tokens: int, context: int) -> RequestError:
     return RequestError(400, "exceed_context_size_error", problem, more=more)
 
 
-# ---- connections ---------------------------------------------------------------------------------------
+# ---- HTTP -----------------------------------------------------------------------------------------------
 
 KEEP_ALIVE_REQUESTS = 100
 KEEP_ALIVE_SECONDS = 5.0
@@ -3110,9 +3086,6 @@ def as_chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 
-# ---- serving ---------------------------------------------------------------------------------------
-
-
 class HttpServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
     """Serves a WSGI application with one thread for each connection."""
 
@@ -3138,7 +3111,7 @@ class HttpServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         }
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log what no handler has foreseen."""
+        """Log an error that no handler has foreseen."""
         log(f"internal error: {traceback.format_exc()}")
 
 
@@ -3155,8 +3128,6 @@ def listen(host: str, port: int) -> socket.socket:
         reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
         raise AddressError(f"cannot listen on {quoted(host)} port {port}: {reason}") from error
 
-
-# ---- responses -------------------------------------------------------------------------------------
 
 # Tokens that are written in one go where they come faster than they can be sent one by one.
 BATCH = 256
@@ -3215,7 +3186,7 @@ def paced(job: Job, connection: Connection) -> Iterator[tuple[int, int] | None]:
 
 
 def streamed(stream: Stream, job: Job, simulator: Simulator, connection: Connection) -> Iterator[bytes]:
-    """The bytes of a streamed reply but for its ending, with what its fault makes of them."""
+    """The bytes of a streamed reply but for its ending, as its fault has them."""
     middle = job.total // 2 if job.fault.midway else job.total
     with simulator.slots.held(job, connection.has_left):
         for part in paced(job, connection):
@@ -3235,7 +3206,7 @@ def streamed(stream: Stream, job: Job, simulator: Simulator, connection: Connect
 
 
 def chat_response(simulator: Simulator, request: ChatRequest, connection: Connection) -> flask.Response:
-    """The reply to a chat request, whole or as a stream, with what a fault makes of it."""
+    """The reply to a chat request, whole or as a stream, as its fault has it."""
     job = simulator.job(request)
     if not job.fault.generates:
         return fault_response(job.fault, connection)
@@ -3321,8 +3292,6 @@ def hang_up(reset: bool = False) -> flask.Response:
     return flask.Response(nothing())
 
 
-# ---- routes ----------------------------------------------------------------------------------------
-
 CORS = {
     "Access-Control-Allow-Credentials": "true",
     "Access-Control-Allow-Methods": "GET, POST, DELETE, OPTIONS",
@@ -3382,7 +3351,7 @@ def http_error_response(error: HTTPError) -> flask.Response:
 
 
 def add_server_routes(app: flask.Flask, simulator: Simulator) -> None:
-    """What llama-server tells of itself."""
+    """The routes on which llama-server describes itself."""
     settings = simulator.settings
 
     @app.get("/health")
@@ -3421,12 +3390,12 @@ def add_server_routes(app: flask.Flask, simulator: Simulator) -> None:
 
 
 def unsupported(what: str, option: str) -> RequestError:
-    """The error for what the server was not started with."""
+    """The error for a route that the server was not started with."""
     return RequestError(501, "not_supported_error", f"This server does not support {what}. Start it with `{option}`")
 
 
 def add_generation_routes(app: flask.Flask, simulator: Simulator) -> None:
-    """What takes a prompt."""
+    """The routes that take a prompt."""
     settings = simulator.settings
 
     @app.post("/chat/completions")
@@ -3479,7 +3448,7 @@ def token_piece(token: int) -> str | list[int]:
 
 
 def add_simulator_routes(app: flask.Flask, simulator: Simulator) -> None:
-    """What only a simulator has."""
+    """The routes that only a simulator has."""
 
     @app.get("/simulator/expected")
     def expected_route() -> flask.Response:
@@ -3495,7 +3464,7 @@ def add_simulator_routes(app: flask.Flask, simulator: Simulator) -> None:
         return json_response({"status": "ok"})
 
 
-# ---- values ----------------------------------------------------------------------------------------
+# ---- command line ---------------------------------------------------------------------------------------
 
 
 class Parser(argparse.ArgumentParser):
@@ -3540,7 +3509,7 @@ def host_name(text: str) -> str:
 
 
 def unmatched_reply(text: str) -> str | None:
-    """What `fixed:TEXT` says; None for `error`."""
+    """The text in `fixed:TEXT`; None for `error`."""
     if text == "error":
         return None
     kind, colon, reply = text.partition(":")
@@ -3561,9 +3530,6 @@ def fault_list(text: str) -> tuple[tuple[str, float], ...]:
     if math.fsum(rate for _, rate in faults) > 1 + 1e-9:
         raise argparse.ArgumentTypeError(f"the rates of {quoted(text)} sum to more than 1")
     return tuple(faults)
-
-
-# ---- options ---------------------------------------------------------------------------------------
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -3710,14 +3676,11 @@ def read_keys(path: Path) -> list[str]:
     return keys
 
 
-# ---- command line ----------------------------------------------------------------------------------
-
-
 MANY_FILES = 10_240
 
 
 def banner(url: str, rate: float, questions: Sequence[Question]) -> str:
-    """What is printed once requests can come."""
+    """The lines that are printed once requests can come."""
     counts = Counter(question.dataset for question in questions)
     parts = ", ".join(f"{shown(name)} {count}" for name, count in counts.items())
     return (
