@@ -2,6 +2,7 @@
 # /// script
 # requires-python = ">=3.10"
 # dependencies = [
+#     "jinja2>=3.1",                # for pages
 #     "latex2mathml>=3.77",         # without it mathematics is shown as its source
 # ]
 # ///
@@ -17,8 +18,7 @@ as text, never as markup. The figures of a run are those in its state file, whic
 0 done, 1 a file cannot be read or written or the runs cannot be compared, 2 bad usage, 4 a run is worse than
 --threshold or --reference allow, beyond doubt at the 5 % level; 129, 130 and 143 stopped by SIGHUP, Ctrl-C and SIGTERM.
 
-Sections: runs, figures, differences, verdicts, numbers as text, markup, mathematics, charts, compressed texts, style,
-unpacking, script, page, run page, comparison page, tables, files, command line.
+Sections: runs, comparison, numbers as text, markup, charts, pages, tables, command line.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from __future__ import annotations
 import argparse
 import base64
 import bisect
-import bz2
 import contextlib
 import csv
 import functools
+import gzip
 import hashlib
 import html
 import io
@@ -51,9 +51,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from urllib.parse import quote
 from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    import jinja2
 
 VERSION = "0.1.0"
 SCHEMA_VERSION = 2  # the newest form of the state file that is understood
@@ -255,9 +258,6 @@ def journal_entries(path: Path, name: str | None) -> int:
     return sum(line.startswith(prefix) for line in lines)
 
 
-# ---- figures --------------------------------------------------------------------------------------------
-
-
 def summary_of(data: dict[str, Any]) -> dict[str, Any]:
     """The figures of a run, each of the kind that it should be; raises KeyError, TypeError or ValueError."""
     intervals = {kind: data["intervals"][kind] for kind in ("generalisation", "resampling")}
@@ -364,7 +364,7 @@ def as_interval(value: Sequence[object]) -> tuple[float, float]:
     return low, high
 
 
-# ---- differences ----------------------------------------------------------------------------------------
+# ---- comparison -----------------------------------------------------------------------------------------
 
 CONFIDENCE = 0.95
 POWER = 0.8
@@ -563,9 +563,6 @@ def holm(values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(values) - rank) * values[at]))
         adjusted[at] = running
     return adjusted
-
-
-# ---- verdicts -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -800,6 +797,11 @@ class Amount(str):
     __slots__ = ()
 
 
+def is_amount(content: object) -> bool:
+    """Whether a cell holds a number, which is set to the right."""
+    return isinstance(content, Amount)
+
+
 def percent(proportion: float | None) -> str:
     """0.8 as "80.0 %"."""
     return "-" if proportion is None else f"{100 * proportion:.1f} %"
@@ -873,6 +875,10 @@ class Html(str):
 
     __slots__ = ()
 
+    def __html__(self) -> str:
+        """The same, for templates."""
+        return self
+
 
 Content = str | float | None | Iterable["Content"]
 VOID = ("input", "meta", "br")
@@ -893,10 +899,10 @@ def el(name: str, /, *content: Content, **attributes: str | float | None) -> Htm
 
 
 def markup(*content: Content) -> Html:
-    """Everything in `content`, one after another; what is not Html is escaped."""
+    """Everything in `content`, one after another; text that is no markup yet is escaped."""
     pieces = []
     for piece in content:
-        if isinstance(piece, Html):
+        if hasattr(piece, "__html__"):  # Html, or the markup of a template's macro
             pieces.append(str(piece))
         elif isinstance(piece, (str, int, float)):
             pieces.append(html.escape(printable(str(piece))).replace(CR, "&#13;"))
@@ -912,43 +918,15 @@ def printable(text: str) -> str:
     )
 
 
-def table(head: Sequence[Content], rows: Iterable[Iterable[Content]]) -> Html:
-    """A table; cells that are numbers are set to the right."""
-    return table_of(head, (el("tr", *map(cell, row)) for row in rows))
-
-
-def table_of(head: Sequence[Content], rows: Iterable[Html]) -> Html:
-    """A table whose rows are elements already."""
-    titles = el("thead", el("tr", *(el("th", title, scope="col") for title in head)))
-    return el("div", el("table", titles, el("tbody", *rows)), class_="wide")
-
-
-def cell(content: Content) -> Html:
-    """A cell of a table."""
-    return el("td", content, class_="n" if isinstance(content, Amount) else None)
-
-
-def facts(pairs: Iterable[tuple[str, Content]]) -> Html:
-    """A list of names with their values."""
-    return el("dl", *(el("div", el("dt", name), el("dd", value)) for name, value in pairs))
-
-
 def link_to(task_id: str) -> str:
     """The link that opens a task in the page."""
     return "#" + quote(printable(task_id), safe="/#:,@!$&'()*+;=~", errors="replace")
-
-
-def badge(status: str, *content: Content) -> Html:
-    """A status with its mark and colour."""
-    return el("span", el("b", MARKS[status]), " ", *(content or (words(status),)), class_=f"badge {status}")
 
 
 def words(status: str) -> str:
     """A status as a person reads it."""
     return status.replace("_", " ")
 
-
-# ---- mathematics ----------------------------------------------------------------------------------------
 
 FORMULA_LENGTH = 3000  # characters; what is longer is shown as its source
 FORMULA = re.compile(
@@ -1291,475 +1269,86 @@ def timeline(run: Run) -> Html | None:
     return chart("timeline", "The tasks in time, by endpoint", ended, y + 26, *marks)
 
 
-# ---- compressed texts -----------------------------------------------------------------------------------
+# ---- pages ----------------------------------------------------------------------------------------------
 
-# Several texts are compressed as one, samples of a problem side by side: bzip2 sorts up to 900,000 bytes at a time.
-# What a browser can unpack by itself, deflate, looks back over 32 KB only and makes up to a quarter more of them.
-BLOCK = 880_000
+# Several texts are compressed as one, samples of a problem side by side; a browser unpacks so many in a moment.
+BLOCK = 400_000  # bytes
+TEMPLATES = Path(__file__).resolve().parent / "report"
+
+
+class Place(NamedTuple):
+    """The place of a text: its block, and its line there."""
+
+    block: int
+    line: int
 
 
 class Shelf:
     """Texts, compressed for a page that unpacks them when they are asked for.
 
-    `put` returns where a text will be; `blocks` are elements to be put at the end of the page.
+    `put` returns the place that a text will have; `blocks` are to be put at the end of the page.
     """
 
     def __init__(self) -> None:
         self.groups: list[list[bytes]] = []
         self.room = 0
 
-    def put(self, detail: object) -> dict[str, str]:
-        """Add the JSON of `detail`; returns the attributes that tell the page's script where it is."""
+    def put(self, detail: object) -> Place:
+        """Add the JSON of `detail`; returns its place, for the page's script."""
         text = json.dumps(detail, ensure_ascii=False).encode("utf-8", "replace")
         if len(text) > self.room:
             self.groups.append([])
             self.room = BLOCK
         self.groups[-1].append(text)
         self.room -= len(text) + 1
-        return {"data_block": str(len(self.groups) - 1), "data_line": str(len(self.groups[-1]) - 1)}
+        return Place(len(self.groups) - 1, len(self.groups[-1]) - 1)
 
     def blocks(self) -> Iterator[Html]:
-        """The elements that hold the texts, one for each group of them."""
+        """The base64 of gzip of each group of texts, one in a line."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for at, packed in enumerate(pool.map(pack, self.groups)):
-                yield Html(f'<script type="application/octet-stream" id="block-{at}">{packed}</script>\n')
+            yield from pool.map(packed, self.groups)
 
 
-def pack(group: list[bytes]) -> str:
-    """Texts as the base64 of bzip2, one in a line."""
-    return base64.b64encode(bz2.compress(b"\n".join(group), 9)).decode("ascii")
+def packed(group: list[bytes]) -> Html:
+    """Texts as the base64 of gzip, one in a line."""
+    return Html(base64.b64encode(gzip.compress(b"\n".join(group), 9, mtime=0)).decode("ascii"))
 
 
-# ---- style ----------------------------------------------------------------------------------------------
-
-# The colours of the statuses are those of Okabe and Ito 2008, "Color Universal Design", which people with any kind of
-# colour blindness can tell apart; each status has a mark besides.
-STYLE = """
-:root { color-scheme: light dark; --ground: #fff; --panel: #f5f6f7; --ink: #1c1e21; --faint: #5c6168; --rule: #d8dbdf;
-  --link: #0b57a4; --correct: #009e73; --incorrect: #d55e00; --no_answer: #e69f00; --truncated: #cc79a7;
-  --ungraded: #56b4e9; --error: #3d4148; --pending: #c9ccd1; }
-@media (prefers-color-scheme: dark) { :root { --ground: #15171a; --panel: #1e2125; --ink: #e4e6e9; --faint: #9aa1a9;
-  --rule: #363b42; --link: #7fb8f2; --error: #e4e6e9; --pending: #4a4f57; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1.25rem 5rem; max-width: 64rem; background: var(--ground); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.35rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.5rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
-a { color: var(--link); } p { margin: .4rem 0; } .faint, dt, .hint { color: var(--faint); }
-.headline { font-size: 3rem; line-height: 1.15; font-weight: 650; margin: 1rem 0 .2rem;
-  font-variant-numeric: tabular-nums; }
-.chart { width: 100%; min-width: 42rem; height: auto; display: block; }
-.chart text { fill: var(--ink); font-size: 12px; } .chart text.faint { fill: var(--faint); }
-.chart text.strong { font-size: 15px; font-weight: 600; } section { scroll-margin-top: 7rem; }
-h1, h2, h3, summary { overflow-wrap: anywhere; } .chart.intervals, .chart.difference { min-width: 28rem; }
-td, dd, pre, .badge, summary span { unicode-bidi: isolate; } td.n { text-align: right; padding-right: 1.2rem; }
-input::placeholder { color: var(--faint); opacity: 1; }
-button.none b { opacity: .5; }
-.rule { stroke: var(--rule); } .axis, .whisker { stroke: var(--faint); } .pause { stroke: var(--ink);
-  stroke-dasharray: 3 3; }
-.accuracy { stroke: var(--ink); stroke-width: 2.5; } .dot { fill: var(--ink); }
-.undetectable { fill: var(--pending); } .interval { fill: #0072b2; } .interval.resampling { fill: #56b4e9; }
-rect.correct { fill: var(--correct); } rect.incorrect { fill: var(--incorrect); }
-rect.no_answer { fill: var(--no_answer); } rect.truncated { fill: var(--truncated); }
-rect.ungraded { fill: var(--ungraded); } rect.error { fill: var(--error); } rect.pending { fill: var(--pending); }
-.cell, .badge b { color: #000; background: var(--pending); }
-.cell.correct, .badge.correct b { background: var(--correct); }
-.cell.incorrect, .badge.incorrect b { background: var(--incorrect); }
-.cell.no_answer, .badge.no_answer b { background: var(--no_answer); }
-.cell.truncated, .badge.truncated b { background: var(--truncated); }
-.cell.ungraded, .badge.ungraded b { background: var(--ungraded); }
-.cell.error, .badge.error b { background: var(--error); color: var(--ground); }
-.cell.pending, .badge.pending b { color: var(--ink); }
-.badge { overflow-wrap: anywhere; } .badge b { display: inline-block; width: 1.35em; text-align: center;
-  border-radius: .25em; font-weight: 600; }
-.controls { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; position: sticky; top: 0; z-index: 1;
-  background: var(--ground); padding: .6rem 0; border-bottom: 1px solid var(--rule); }
-button, input { font: inherit; color: inherit; background: var(--panel); border: 1px solid var(--rule);
-  border-radius: .4rem; padding: .25rem .6rem; } button { cursor: pointer; }
-button[aria-pressed=true] { border-color: var(--ink); box-shadow: inset 0 0 0 1px var(--ink); }
-input[type=search] { flex: 1 1 12rem; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(var(--row), 1fr)); gap: .2rem 1rem; }
-.k1 { --row: 7rem; } .k8 { --row: 17rem; } .many { --row: 100%; }
-.grid div { display: flex; flex-wrap: wrap; align-items: baseline; gap: 2px; }
-.grid .cells { display: flex; flex-wrap: wrap; gap: 2px; flex: 1; }
-.dense { display: flex; flex-wrap: wrap; gap: 2px; }
-.grid .name { flex: 0 0 4.5rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; font-size: .85rem; }
-.cell { width: 1.35rem; height: 1.35rem; line-height: 1.35rem; text-align: center; border-radius: .25rem;
-  text-decoration: none; font-size: .85rem; }
-.cell.out { opacity: .15; } a:focus-visible, button:focus-visible { outline: 2px solid var(--link);
-  outline-offset: 1px; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
-th { font-weight: 600; color: var(--faint); font-size: .85rem; }
-dl { margin: 0; display: grid; grid-template-columns: repeat(auto-fill, minmax(18rem, 1fr)); gap: .3rem 1.5rem; }
-dl div { display: flex; gap: .8rem; min-width: 0; } dt { flex: 0 0 8rem; } dd { margin: 0; overflow-wrap: anywhere;
-  min-width: 0; white-space: pre-wrap; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .4rem 0; padding: .7rem .9rem; background: var(--panel);
-  border-radius: .4rem; font: 13px/1.5 ui-monospace, monospace; }
-details { border-bottom: 1px solid var(--rule); padding: .3rem 0; } summary { cursor: pointer; }
-.question { white-space: pre-wrap; overflow-wrap: anywhere; margin: .5rem 0; } math { font-size: 1.08em; }
-.long { content-visibility: auto; contain-intrinsic-size: auto 20rem; }
-.warning { border-left: .3rem solid var(--incorrect); padding-left: .7rem; }
-p.printed { display: none; } .votes { margin-left: .6rem; }
-.verdict { font-size: 1.15rem; font-weight: 600; }
-dialog { width: min(72rem, 96vw); max-height: 92vh; padding: 0; border: 1px solid var(--rule); border-radius: .6rem;
-  background: var(--ground); color: var(--ink); }
-dialog::backdrop { background: #0008; }
-dialog header { position: sticky; top: 0; display: flex; gap: .5rem; align-items: center; padding: .7rem 1rem;
-  background: var(--ground); border-bottom: 1px solid var(--rule); } dialog h2 { margin: 0; flex: 1;
-  overflow-wrap: anywhere; }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1.5rem; }
-.columns > * { min-width: 0; } .body:focus { outline: none; } .body { padding: 0 1rem 1.5rem; }
-@media (max-width: 40rem) { .controls { position: static; } section { scroll-margin-top: 0; }
-  dl, .columns { grid-template-columns: 1fr; } }
-@media print { body { max-width: none; padding: 0; font-size: 11px; } .controls, .hint, dialog { display: none; }
-  section, .grid div, svg { break-inside: avoid; } section.long { break-inside: auto; content-visibility: visible; }
-  .tasks { display: none; } p.printed { display: block; }
-  .chart { min-width: 0; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
-"""
-
-# ---- unpacking ------------------------------------------------------------------------------------------
-
-# The format as it is described in Julian Seward's bzip2 and in Wikipedia's article on it; its checksums are not looked
-# at, since what it reads is in the same file as the script.
-UNPACKING = r"""
-function unbzip2(input) {
-  let at = 4, held = 0, count = 0; // after "BZh9"
-  const bits = (n) => {
-    while (count < n) { held = ((held << 8) | input[at++]) >>> 0; count += 8; }
-    count -= n;
-    const value = (held >>> count) & ((1 << n) - 1);
-    held &= (1 << count) - 1;
-    return value;
-  };
-  const pieces = [];
-  while (bits(24) === 0x314159) {
-    bits(24); bits(16); bits(16); bits(1); // the rest of the mark, the checksum, "randomised"
-    pieces.push(unrun(unsort(...entropy(bits, bits(24)))));
-  }
-  const whole = new Uint8Array(pieces.reduce((sum, piece) => sum + piece.length, 0));
-  let end = 0;
-  for (const piece of pieces) { whole.set(piece, end); end += piece.length; }
-  return whole;
-}
-
-function entropy(bits, origin) {
-  const used = [];
-  const map = bits(16);
-  for (let high = 0; high < 16; high++) {
-    if (!(map & (0x8000 >> high))) continue;
-    const part = bits(16);
-    for (let low = 0; low < 16; low++) if (part & (0x8000 >> low)) used.push(16 * high + low);
-  }
-  const groups = bits(3), selectors = new Uint8Array(bits(15)), order = [...Array(groups).keys()];
-  for (let i = 0; i < selectors.length; i++) {
-    let j = 0;
-    while (bits(1)) j++;
-    order.unshift(...order.splice(j, 1));
-    selectors[i] = order[0];
-  }
-  const symbols = used.length + 2, tables = [];
-  for (let group = 0; group < groups; group++) tables.push(huffman(bits, symbols));
-  const sorted = new Uint8Array(900000), front = Uint8Array.from(used), end = symbols - 1;
-  let size = 0, run = 0, weight = 1;
-  for (let i = 0; ; i++) {
-    const table = tables[selectors[Math.floor(i / 50)]];
-    let length = table.least, code = bits(length);
-    while (code > table.limit[length]) { code = (code << 1) | bits(1); length++; }
-    const symbol = table.symbols[code - table.first[length]];
-    if (symbol < 2) { run += weight << symbol; weight <<= 1; continue; }
-    if (run) { sorted.fill(front[0], size, size += run); run = 0; weight = 1; }
-    if (symbol === end) return [sorted.subarray(0, size), origin];
-    const byte = front[symbol - 1];
-    front.copyWithin(1, 0, symbol - 1);
-    front[0] = byte;
-    sorted[size++] = byte;
-  }
-}
-
-function huffman(bits, symbols) {
-  const lengths = [];
-  let length = bits(5);
-  for (let i = 0; i < symbols; i++) {
-    while (bits(1)) length += bits(1) ? -1 : 1;
-    lengths.push(length);
-  }
-  const table = {least: Math.min(...lengths), limit: [], first: [], symbols: []};
-  let code = 0;
-  for (let n = table.least; n <= 21; n++) {
-    table.first[n] = code - table.symbols.length;
-    lengths.forEach((given, symbol) => { if (given === n) table.symbols.push(symbol), code++; });
-    table.limit[n] = code - 1;
-    code <<= 1;
-  }
-  return table;
-}
-
-function unsort(sorted, origin) {
-  const starts = new Int32Array(257), next = new Int32Array(sorted.length), output = new Uint8Array(sorted.length);
-  for (const byte of sorted) starts[byte + 1]++;
-  for (let byte = 0; byte < 256; byte++) starts[byte + 1] += starts[byte];
-  for (let i = 0; i < sorted.length; i++) next[starts[sorted[i]]++] = i;
-  for (let i = 0, at = next[origin]; i < output.length; i++, at = next[at]) output[i] = sorted[at];
-  return output;
-}
-
-function unrun(bytes) { // four equal bytes are followed by how many more there are
-  let size = 0, same = 0;
-  for (let i = 0; i < bytes.length; i++) {
-    if (same === 4) { size += bytes[i]; same = 0; continue; }
-    same = same && bytes[i] === bytes[i - 1] ? same + 1 : 1;
-    size++;
-  }
-  const output = new Uint8Array(size);
-  same = size = 0;
-  for (let i = 0; i < bytes.length; i++) {
-    if (same === 4) { output.fill(bytes[i - 1], size, size += bytes[i]); same = 0; continue; }
-    same = same && bytes[i] === bytes[i - 1] ? same + 1 : 1;
-    output[size++] = bytes[i];
-  }
-  return output;
-}
-"""
-
-# ---- script ---------------------------------------------------------------------------------------------
-
-# What is shown of a response goes into the page as textContent only.
-SCRIPT = (
-    '"use strict";'
-    + UNPACKING
-    + r"""
-const unpacked = new Map(); // the blocks opened last, so that j and k do not unpack one again and again
-function details(row) {
-  const name = row.dataset.block;
-  if (!unpacked.has(name)) {
-    const packed = atob(document.getElementById("block-" + name).textContent);
-    const bytes = unbzip2(Uint8Array.from(packed, (character) => character.charCodeAt(0)));
-    if (unpacked.size > 3) unpacked.delete(unpacked.keys().next().value);
-    unpacked.set(name, new TextDecoder().decode(bytes).split("\n"));
-  }
-  return JSON.parse(unpacked.get(name)[Number(row.dataset.line)]);
-}
-
-const rows = [...document.querySelectorAll("[data-block]")], byId = new Map(rows.map((row) => [row.dataset.id, row]));
-const dialog = document.querySelector("dialog"), search = document.querySelector("input[type=search]");
-const chips = [...document.querySelectorAll("button[data-status]")], cells = [...document.querySelectorAll("a.cell")];
-const questions = new Map([...document.querySelectorAll("[data-question]")].map((q) => [q.dataset.question, q]));
-const told = new Map(rows.map((row) => // what the search looks at
-  [row, [...row.querySelectorAll("td:not(.n, .where)")].map((cell) => cell.textContent).join("\n").toLowerCase()]));
-const counter = document.getElementById("shown");
-let naming = 0; // browsers allow few changes of the address a second, fewer than a held key makes
-let shown = rows, current = null, within = null; // what a search of the texts has found, if there was one
-
-function make(tag, text, className) {
-  const element = document.createElement(tag);
-  if (text !== undefined) element.textContent = text;
-  if (className) element.className = className;
-  return element;
-}
-
-function filter() {
-  const wanted = chips.filter((chip) => chip.getAttribute("aria-pressed") === "true").map((c) => c.dataset.status);
-  const text = search ? search.value.trim().toLowerCase() : "";
-  const holds = (row) => told.get(row).includes(text)
-    || (questions.get(row.dataset.problem)?.textContent.toLowerCase().includes(text) ?? false)
-    || (within?.has(row) ?? false);
-  shown = rows.filter((row) => (!wanted.length || wanted.includes(row.dataset.status)) && (!text || holds(row)));
-  const kept = new Set(shown);
-  for (const row of rows) row.hidden = !kept.has(row);
-  for (const cell of cells) cell.classList.toggle("out", !kept.has(byId.get(cell.dataset.id)));
-  if (counter) counter.textContent = `${shown.length} of ${rows.length} tasks`;
-}
-
-async function searchTexts() {
-  const text = search.value.trim().toLowerCase(), found = within = new Set();
-  let done = 0, paused = performance.now();
-  for (const row of text ? rows : []) {
-    if (textsOf(row).some((body) => body.toLowerCase().includes(text))) found.add(row);
-    done++;
-    if (performance.now() - paused < 100) continue;
-    counter.textContent = `${done} of ${rows.length} searched`;
-    await new Promise((resolve) => { setTimeout(resolve); });
-    if (within !== found) return; // something else is searched for by now
-    paused = performance.now();
-  }
-  filter();
-}
-
-function textsOf(row) {
-  try {
-    return details(row).flatMap((told) => told.texts).filter((text) => text[3]).map((text) => text[1]);
-  } catch { return []; } // the file is damaged, which opening the task says
-}
-
-function column(told) {
-  const element = make("div");
-  if (told.title) element.append(make("h3", told.title));
-  const list = make("dl");
-  for (const [name, value] of told.facts) {
-    const pair = make("div");
-    pair.append(make("dt", name), make("dd", value));
-    list.append(pair);
-  }
-  element.append(list);
-  for (const [title, text, open] of told.texts) {
-    const part = make("details");
-    part.open = open !== "";
-    part.append(make("summary", title), make("pre", text));
-    element.append(part);
-  }
-  return element;
-}
-
-function open(id) {
-  const row = byId.get(id);
-  if (!row) return;
-  current = row;
-  const body = dialog.querySelector(".body");
-  body.replaceChildren();
-  dialog.querySelector("h2").textContent = id;
-  const question = questions.get(row.dataset.problem);
-  if (question) {
-    const copy = question.cloneNode(true);
-    copy.removeAttribute("data-question");
-    body.append(copy);
-  }
-  const columns = make("div", undefined, "columns");
-  try {
-    columns.append(...details(row).map(column));
-  } catch (error) {
-    columns.append(make("p", `This task cannot be shown: the file is damaged (${error.message}).`));
-  }
-  body.append(columns);
-  const address = "#" + encodeURI(id);
-  clearTimeout(naming);
-  if (dialog.open) naming = setTimeout(() => history.replaceState(history.state, "", address), 150);
-  else if (location.hash) history.replaceState(history.state, "", address);
-  else history.pushState("opened", "", address); // so that the browser's way back closes the task
-  if (!dialog.open) dialog.showModal();
-  body.focus();
-  dialog.scrollTop = 0;
-}
-
-function follow(address) {
-  let id = address.slice(1);
-  try { id = decodeURIComponent(id); } catch { /* it is not encoded */ }
-  if (byId.has(id)) open(id);
-  else if (dialog.open) dialog.close();
-}
-
-function step(by) {
-  const at = shown.indexOf(current);
-  const next = shown[at < 0 ? 0 : Math.min(Math.max(at + by, 0), shown.length - 1)];
-  if (next) open(next.dataset.id);
-}
-
-for (const chip of chips) chip.addEventListener("click", () => {
-  chip.setAttribute("aria-pressed", String(chip.getAttribute("aria-pressed") !== "true"));
-  filter();
-});
-if (search) search.addEventListener("input", () => { within = null; filter(); });
-for (const button of dialog.querySelectorAll("button")) {
-  button.addEventListener("click", () => button.dataset.step ? step(Number(button.dataset.step)) : dialog.close());
-}
-dialog.addEventListener("close", () => {
-  clearTimeout(naming);
-  if (!location.hash) return;
-  if (history.state === "opened") history.back();
-  else history.replaceState(null, "", location.pathname + location.search);
-});
-dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
-document.addEventListener("click", (event) => { // also when the address names that task already
-  const link = event.target.closest("a[href^='#']");
-  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
-  event.preventDefault();
-  follow(link.getAttribute("href"));
-});
-document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.target === search) {
-    if (event.key === "Escape") { search.value = ""; search.blur(); within = null; filter(); }
-    if (event.key === "Enter") searchTexts();
-    return;
-  }
-  if (event.key === "j") step(1);
-  if (event.key === "k") step(-1);
-  if (event.key === "/" && search && !dialog.open) { event.preventDefault(); search.focus(); }
-});
-window.addEventListener("popstate", () => follow(location.hash));
-window.addEventListener("DOMContentLoaded", () => { filter(); follow(location.hash); });
-
-const every = Number(document.body.dataset.watch); // while the run goes on, and nobody is in the middle of something
-if (every) setInterval(() => { if (!dialog.open && shown.length === rows.length) location.reload(); }, 1000 * every);
-"""
-)
-
-
-# ---- page -----------------------------------------------------------------------------------------------
-
-
-def page(title: str, content: Content, shelf: Shelf, reload_seconds: float | None = None) -> Iterator[str]:
-    """A whole page, piece by piece; with a dialog that shows what is on the `shelf`.
+def page(template: str, title: str, reload_seconds: float | None = None, **content: Any) -> Iterator[str]:
+    """A whole page, piece by piece, made by one of the templates; raises ReportError where these are missing.
 
     Its policy allows nothing to be loaded and nothing to run but the one script, whatever else is in the page.
     """
-    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (STYLE, SCRIPT)]
+    try:
+        style, script = ((TEMPLATES / name).read_text("utf-8") for name in ("style.css", "script.js"))
+    except OSError as error:
+        raise ReportError(f"cannot read {error.filename}: it belongs beside this script, with its folder") from None
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
     policy = f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'"
     policy += "; base-uri 'none'; form-action 'none'"
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", http_equiv="Content-Security-Policy", content=policy),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="generator", content=f"llama-eval-report {VERSION}"),
-        el("title", title),
-        el("style", Html(STYLE)),
+    frame = {"policy": policy, "title": title, "style": Html(style), "script": Html(script), "shelf": Shelf()}
+    seconds = f"{reload_seconds:g}" if reload_seconds else None
+    return environment().get_template(template).generate(**frame, reload_seconds=seconds, **content)
+
+
+@functools.cache
+def environment() -> jinja2.Environment:
+    """The templates, with the functions and constants of this script at hand; raises ReportError without jinja2."""
+    try:
+        import jinja2  # noqa: PLC0415 - tables and comparisons on the console do without
+    except ImportError as error:
+        raise ReportError(f"a page needs jinja2 ({error}): pip install -r requirements.txt") from None
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        finalize=markup,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    yield f'<!doctype html>\n<html lang="en">{head}\n'
-    yield f'<body data-watch="{reload_seconds:g}">\n' if reload_seconds else "<body>\n"
-    yield markup(content)
-    yield el("dialog", dialog_head(), el("div", class_="body", tabindex="-1"), aria_label="A task")
-    yield f"\n<script>{SCRIPT}</script>\n"
-    yield from shelf.blocks()
-    yield "</body></html>\n"
-
-
-def dialog_head() -> Html:
-    """The title of what the dialog shows, and where to go from there."""
-    buttons = [
-        el("button", "← k", type="button", data_step="-1", aria_label="previous task"),
-        el("button", "j →", type="button", data_step="1", aria_label="next task"),
-        el("button", "close", type="button"),
-    ]
-    return el("header", el("h2"), *buttons)
-
-
-def section(title: str, *content: Content, class_: str | None = None) -> Html:
-    """A part of the page with its heading."""
-    return el("section", el("h2", title), *content, class_=class_)
-
-
-def controls(statuses: dict[str, int], total: int) -> Html:
-    """What narrows the tasks that are shown: a button for each status, and a search."""
-    buttons = [
-        el(
-            "button",
-            badge(status, f"{number} {words(status)}"),
-            type="button",
-            data_status=status,
-            aria_pressed="false",
-            class_=None if number else "none",
-        )
-        for status, number in statuses.items()
-        if number or status != "pending"
-    ]
-    search = el(
-        "input",
-        type="search",
-        placeholder="search (Enter: in responses, too)",
-        aria_label="search",
-    )
-    return el("div", *buttons, search, el("span", f"{total} tasks", id="shown", class_="faint"), class_="controls")
+    templates.globals.update(globals())
+    return templates
 
 
 def told_sample(run: Run, sample: Sample, title: str = "") -> dict[str, Any]:
@@ -1803,28 +1392,10 @@ def at_text(seconds: float | None) -> str:
     return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S} UTC" if seconds else ""
 
 
-# ---- run page -------------------------------------------------------------------------------------------
-
-
 def run_page(run: Run, reload_seconds: float | None = None) -> Iterator[str]:
     """The page of a run."""
-    shelf = Shelf()
-    tasks = task_table(run, shelf)
-    tokens, seconds = (by_status(run, name) for name in ("tokens", "seconds"))
-    content = [
-        headline(run),
-        controls(run.summary["counts"], len(run.samples)),
-        section("Every sample", grid(run)),
-        section("Problems", accuracy_chart(run)) if run.summary["scored"] else None,
-        review(run),
-        section("Tokens", histogram("tokens", tokens)) if tokens else None,
-        section("Time", histogram("seconds", seconds) if seconds else None, timeline(run)),
-        section("Questions and votes", votes(run), class_="long"),
-        section("Tasks", tasks, class_="long tasks"),
-        section("Settings and provenance", settings(run)),
-    ]
     title = f"{run.dataset.get('name')}: {percent(run.summary['accuracy'])}, {label(run)}"
-    return page(title, el("main", *content), shelf, reload_seconds)
+    return page("run.html.j2", title, reload_seconds, run=run)
 
 
 def by_status(run: Run, name: str) -> dict[str, list[float]]:
@@ -1838,34 +1409,10 @@ def by_status(run: Run, name: str) -> dict[str, list[float]]:
     return table
 
 
-def headline(run: Run) -> Html:
-    """The accuracy, how sure it is, and the figures over several samples."""
-    summary = run.summary
-    said: list[Content] = [el("h1", f"{run.dataset.get('name')}, {run.size}: {label(run)}")]
-    said.append(el("p", ", ".join(filter(None, in_short(run))), class_="faint"))
-    if summary["accuracy"] is None:
-        said.append(el("p", "No task has a verdict yet.", class_="headline"))
-    else:
-        of = f" {summary['counts']['correct']} of {summary['scored']}"
-        said += [el("div", percent(summary["accuracy"]), el("small", of, class_="faint"), class_="headline")]
-        said += [interval_chart(summary), el("p", interval_words(summary), class_="faint")]
-    if summary["scored"] < summary["tasks"]:
-        missing = f"Without a verdict: {summary['tasks'] - summary['scored']} tasks. Once all have one, the accuracy "
-        said.append(
-            el("p", missing, f"will be between {' and '.join(map(percent, summary['range']))}.", class_="warning")
-        )
-        why = Counter(
-            one_line(s.error or s.grade.get("explanation") or "") for s in run.samples if s.status in UNSCORED
-        )
-        said += [el("p", f"{times} × {reason}", class_="warning") for reason, times in why.most_common(5) if reason]
-    if run.unsaved:
-        more = f"Finished, but so far only in the journal: {run.unsaved} more tasks. The run adds them when it saves "
-        said.append(el("p", more, "its state, or when it is continued.", class_="warning"))
-    counts = [badge(status, f"{number} {words(status)}") for status, number in summary["counts"].items()]
-    said.append(el("p", *joined(counts, "  "), class_="printed"))
-    if summary["k"] > 1 and summary["avg_at_k"] is not None:
-        said.append(el("p", samples_text(summary)))
-    return el("header", *said)
+def reasons(run: Run) -> list[tuple[str, int]]:
+    """The most frequent reasons why tasks have no verdict, each with the number of them."""
+    found = Counter(one_line(s.error or s.grade.get("explanation") or "") for s in run.samples if s.status in UNSCORED)
+    return [(reason, times) for reason, times in found.most_common(5) if reason]
 
 
 def in_short(run: Run) -> list[str]:
@@ -1874,14 +1421,6 @@ def in_short(run: Run) -> list[str]:
     kinds = {str(as_object(endpoint.get("props")).get("model_ftype") or "") for endpoint in run.endpoints}
     asked = [f"{name.replace('_', ' ')} {brief(v)}" for name, v in run.sampling.items() if v not in (None, {})]
     return [*sorted(one_line(file.rpartition("/")[2], 80) for file in loaded), *sorted(kinds), *asked, run.created[:10]]
-
-
-def interval_words(summary: dict[str, Any]) -> str:
-    """What the intervals are called, and what for."""
-    general = "95 % intervals. Generalisation: where the accuracy on new problems of this kind lies"
-    if not summary["intervals"]["resampling"]:
-        return f"{general}; how it varies from sample to sample is not known from one sample of each problem."
-    return f"{general}. Resampling: where it lies when these very problems are asked again."
 
 
 def samples_text(summary: dict[str, Any]) -> str:
@@ -1896,109 +1435,39 @@ def samples_text(summary: dict[str, Any]) -> str:
     return ", ".join(figures) + (f"; {short} problems have fewer than {k} verdicts" if short else "")
 
 
-def joined(pieces: Iterable[Content], between: str) -> list[Content]:
-    """`pieces` with `between` them."""
-    return [part for piece in pieces for part in (between, piece)][1:]
-
-
 DENSE = 200  # problems with one sample each, beyond which their names only take up room
 
 
-def grid(run: Run) -> Html:
-    """A row for each problem with a cell for each of its samples, which opens it."""
-    k = run.summary["k"]
-    if k == 1 and len(run.problems) > DENSE:
-        return el(
-            "div", *(sample_cell(sample) for samples in run.by_problem.values() for sample in samples), class_="dense"
-        )
-    rows = []
-    for name, samples in run.by_problem.items():
-        title = el("span", name, class_="name", title=name)
-        rows.append(el("div", title, el("span", *map(sample_cell, samples), class_="cells")))
-    return el("div", *rows, class_=f"grid {'k1' if k == 1 else 'k8' if k <= 8 else 'many'}")
-
-
-def sample_cell(sample: Sample) -> Html:
-    """A cell of the grid, with the mark and the colour of its status."""
-    answered = f", {one_line(sample.answer, 40)}" if sample.answer else ""
-    return el(
-        "a",
-        MARKS[sample.status],
-        href=link_to(sample.id),
-        class_=f"cell {sample.status}",
-        data_id=sample.id,
-        title=f"{sample.id}: {words(sample.status)}{answered}",
-    )
-
-
-def review(run: Run) -> Html | None:
+def reviewed(run: Run) -> dict[str, list[str]]:
     """The tasks that a person should look at, by the reason why."""
-    if not run.review:
-        return None
     reasons: dict[str, list[str]] = {}
     for entry in run.review:
         reasons.setdefault(entry["reason"], []).append(entry["task"])
-    rows = (
-        [el("b", reason), str(len(tasks)), joined([el("a", task, href=link_to(task)) for task in tasks], ", ")]
-        for reason, tasks in reasons.items()
-    )
-    return section(f"To be reviewed ({len(run.review)})", table(("why", "tasks", "which"), rows), class_="review")
+    return reasons
 
 
-def votes(run: Run) -> list[Html]:
-    """Each problem: its question, and which answers its samples gave how often."""
-    shown = []
-    for entry in run.problems:
-        samples = run.by_problem[entry["problem"]]
-        right = {sample.answer for sample in samples if sample.status == "correct"}
-        rows: list[tuple[Html, str]] = [
-            (badge("correct" if answer in right else "incorrect", one_line(answer, 200)), str(count))
-            for answer, count in entry["answers"]
-        ]
-        silent = Counter(sample.status for sample in samples if sample.answer is None)
-        rows += [(badge(status), str(count)) for status, count in silent.items()]
-        short = [el("span", vote, f" × {count}" if count != "1" else None, class_="votes") for vote, count in rows[:6]]
-        score = f"{entry['correct']} of {entry['scored']}" if entry["scored"] else "no verdict"
-        majority = "" if entry["majority"] is None else f", majority {percent(entry['majority'])}"
-        between = f" ({span(*entry['interval'])})" if entry["interval"] else ""
-        shown.append(
-            el(
-                "details",
-                el("summary", entry["problem"], el("span", f": {score}{between}{majority}", class_="faint"), short),
-                el("div", with_formulas(samples[0].question), class_="question", data_question=entry["problem"]),
-                el("p", f"expected {samples[0].expected}"),
-                table(("answer", "votes"), rows),
-            )
-        )
-    return shown
+def votes(entry: dict[str, Any], samples: Sequence[Sample]) -> list[tuple[str, str, int]]:
+    """The answers to a problem, each as a status, a text and a number of votes."""
+    right = {sample.answer for sample in samples if sample.status == "correct"}
+    given = [
+        ("correct" if answer in right else "incorrect", one_line(answer, 200), count)
+        for answer, count in entry["answers"]
+    ]
+    silent = Counter(sample.status for sample in samples if sample.answer is None)
+    return given + [(status, words(status), count) for status, count in silent.items()]
 
 
-def task_table(run: Run, shelf: Shelf) -> Html:
-    """A row for each task, problem by problem, whose texts are put on the `shelf`."""
-    rows = []
-    for samples in run.by_problem.values():
-        for sample in samples:
-            cells = [
-                el("a", sample.id, href=link_to(sample.id)),
-                badge(sample.status),
-                "-" if sample.answer is None else one_line(sample.answer, 60),
-                one_line(sample.expected, 60),
-                amount(sample.tokens),
-                amount(sample.seconds),
-            ]
-            known = {"data_id": sample.id, "data_status": sample.status, "data_problem": sample.problem}
-            where = el("td", one_line(sample.endpoint, 60), class_="where")
-            rows.append(el("tr", *map(cell, cells), where, **known, **shelf.put([told_sample(run, sample)])))
-    head = ("task", "status", "answer", "expected", "tokens", "seconds", "endpoint")
-    return markup(el("p", HINT, class_="hint"), table_of(head, rows))
+def score_text(entry: dict[str, Any]) -> str:
+    """The score of a problem with its interval and majority."""
+    score = f"{entry['correct']} of {entry['scored']}" if entry["scored"] else "no verdict"
+    between = f" ({span(*entry['interval'])})" if entry["interval"] else ""
+    majority = "" if entry["majority"] is None else f", majority {percent(entry['majority'])}"
+    return score + between + majority
 
 
-HINT = "j and k go to the next and the previous task that is shown, / to the search, Esc closes."
-
-
-def settings(run: Run) -> list[Content]:
+def provenance(run: Run) -> list[tuple[str, str]]:
     """Everything that it takes to understand the figures, or to have them again."""
-    known: list[tuple[str, Content]] = [
+    known: list[tuple[str, str]] = [
         ("run", run.id),
         ("file", str(run.path)),
         ("begun", at_text(as_time(run.created))),
@@ -2016,12 +1485,7 @@ def settings(run: Run) -> list[Content]:
         known.append(("sampling", "the server's defaults"))
     for endpoint in run.endpoints:
         known.append(("endpoint", f"{endpoint.get('url')}: {endpoint_text(endpoint)}"))
-    prompt = str(run.prompt.get("template") or "")
-    system = run.prompt.get("system")
-    more: list[Content] = [el("h3", "Prompt"), el("pre", "\n", prompt)]
-    if system:
-        more += [el("h3", "System prompt"), el("pre", "\n", str(system))]
-    return [facts(known), *more]
+    return known
 
 
 def tokens_text(summary: dict[str, Any]) -> str:
@@ -2051,36 +1515,16 @@ def as_object(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-# ---- comparison page ------------------------------------------------------------------------------------
-
-
 def comparison_page(runs: Sequence[Run], comparisons: Sequence[Comparison], claims: Sequence[Claim]) -> Iterator[str]:
     """The page of the comparisons of the first of the runs with the others, and of their claims to a reference."""
-    shelf = Shelf()
     changed = {pair.problem for told in comparisons for pair in told.changed}
-    tasks = side_by_side(runs, changed, shelf)
-    table_tasks = [el("p", HINT, class_="hint"), table_of(("task", "expected", "A", *letters(runs)), tasks)]
     title = f"{', '.join(map(label, runs[1:]))} against {label(runs[0])}"
     title = f"{runs[0].dataset.get('name')}: {title}" if comparisons else f"{label(runs[0])} against the reference"
-    content = [
-        el("header", el("h1", title)),
-        *map(difference_section, comparisons),
-        section("Against the reference", table(*claim_rows(claims))) if claims else None,
-        section("The runs side by side", runs_table(runs)),
-        section("Tasks of the problems that changed", controls({}, len(tasks)), table_tasks) if changed else None,
-        section(
-            "Questions",
-            *map(question_of, [runs[0].by_problem[name][0] for name in runs[0].by_problem if name in changed]),
-        )
-        if changed
-        else None,
-        section("Settings", *(el("details", el("summary", label(run)), settings(run)) for run in runs)),
-    ]
-    return page(title, el("main", *content), shelf)
+    return page("compare.html.j2", title, runs=runs, comparisons=comparisons, claims=claims, changed=changed)
 
 
-def runs_table(runs: Sequence[Run]) -> Html:
-    """What the runs are and took, a column for each; lines in which they differ are marked."""
+def runs_lines(runs: Sequence[Run]) -> dict[str, Sequence[str]]:
+    """The names of the facts on several runs, each with its values, one for each run."""
     head, rows = run_rows(runs)
     lines: dict[str, Sequence[str]] = dict(zip(head, zip(*rows, strict=True), strict=True))
     lines["loaded"] = [", ".join(filter(None, in_short(run)[:-1])) for run in runs]
@@ -2092,8 +1536,7 @@ def runs_table(runs: Sequence[Run]) -> Html:
         for status in SCORED:
             if any(status in spent_by for spent_by in spent):
                 lines[f"{name}, mean if {words(status)}"] = [amount(mean_of(k.get(status, ()))) for k in spent]
-    marked = ([el("b", name) if len(set(values)) > 1 else name, *map(str, values)] for name, values in lines.items())
-    return table(("", "A", *letters(runs)), marked)
+    return lines
 
 
 def letters(runs: Sequence[Run]) -> list[str]:
@@ -2107,45 +1550,6 @@ def names() -> Iterator[str]:
     singles = iter(alphabet[1:])
     longer = itertools.chain.from_iterable(itertools.product(alphabet, repeat=n) for n in itertools.count(2))
     return itertools.chain(singles, map("".join, longer))
-
-
-def difference_section(told: Comparison) -> Html:
-    """One comparison: its verdict, figures and chart, what to beware of, and the problems that flipped."""
-    found, name = told.difference, told.name
-    figures = facts(
-        [
-            ("difference", f"{name} − A = {points(found.mean)}"),
-            ("mean scores", f"A {percent(told.means[0])}, {name} {percent(told.means[1])}"),
-            ("95 % interval", f"{points_span(found.low, found.high)}"),
-            ("p-value", f"{p_values(told)} ({found.test})"),
-            ("detectable", "-" if found.detectable is None else f"about {points(found.detectable, sign=False)}"),
-            ("problems", f"{len(told.pairs)}, of which {len(told.changed)} have another score"),
-        ]
-    )
-    sentence = verdict(told)
-    warned = [el("p", warning, class_="warning") for warning in told.warnings]
-    heading = f"{name}: {label(told.after)} against A: {label(told.before)}"
-    changes: list[Content] = [el("p", "Every problem has the same score in both.")]
-    if told.changed:
-        title = f"Problems with another score ({len(told.changed)}), of which {len(told.flipped)} flipped"
-        rows = (change_row(told, pair) for pair in told.changed)
-        changes = [el("h3", title), table(("problem", "expected", "A", name, f"{name} − A", ""), rows)]
-    picture = difference_chart(found, name)
-    return section(heading, el("p", sentence, class_="verdict"), picture, figures, *warned, *changes)
-
-
-def change_row(told: Comparison, pair: Pair) -> list[Content]:
-    """A problem with the answers that both runs gave, and whether it flipped."""
-    lost = pair.after < pair.before
-    flipped = badge("incorrect" if lost else "correct", "lost" if lost else "gained") if pair in told.flipped else None
-    return [
-        el("a", pair.problem, href=link_to(telling_sample(told, pair).id)),
-        told.before.by_problem[pair.problem][0].expected,
-        f"{percent(float(pair.before))}: {answers_text(told.before, pair.problem)}",
-        f"{percent(float(pair.after))}: {answers_text(told.after, pair.problem)}",
-        Amount(points(float(pair.after - pair.before))),
-        flipped,
-    ]
 
 
 def telling_sample(told: Comparison, pair: Pair) -> Sample:
@@ -2186,28 +1590,20 @@ def difference_chart(found: Difference, name: str) -> Html:
     return chart(f"difference-{name}", f"{name} − A in points of accuracy", description, 76, *marks)
 
 
-def side_by_side(runs: Sequence[Run], changed: set[str], shelf: Shelf) -> list[Html]:
-    """A row for each sample of the problems that changed, which opens the responses of all runs side by side."""
+def side_by_side(runs: Sequence[Run], changed: set[str]) -> list[tuple[Sample, list[Sample | None]]]:
+    """The samples of the problems that changed: one of them, and all runs' side by side, None where one has none."""
     rows = []
     tables = [{(sample.problem, sample.number): sample for sample in run.samples} for run in runs]
     for name in (name for name in runs[0].by_problem if name in changed):
         for number in sorted({number for samples in tables for problem, number in samples if problem == name}):
             found = [samples.get((name, number)) for samples in tables]
-            told = [told_sample(run, s, label(run)) for run, s in zip(runs, found, strict=True) if s]
-            first = next(s for s in found if s)
-            cells: list[Content] = [el("a", first.id, href=link_to(first.id)), first.expected]
-            cells += [
-                [badge(s.status), f" {one_line(s.answer, 40)}" if s.answer else None] if s else "-" for s in found
-            ]
-            known = {"data_id": first.id, "data_problem": name}
-            rows.append(el("tr", *map(cell, cells), **known, **shelf.put(told)))
+            rows.append((next(sample for sample in found if sample), found))
     return rows
 
 
-def question_of(sample: Sample) -> Html:
-    """The question of a problem, which the dialog shows, too."""
-    shown = el("div", with_formulas(sample.question), class_="question", data_question=sample.problem)
-    return el("details", el("summary", sample.problem), shown)
+def told_samples(runs: Sequence[Run], samples: Sequence[Sample | None]) -> list[dict[str, Any]]:
+    """The matter to be read about the same sample of several runs."""
+    return [told_sample(run, sample, label(run)) for run, sample in zip(runs, samples, strict=True) if sample]
 
 
 # ---- tables ---------------------------------------------------------------------------------------------
@@ -2431,7 +1827,7 @@ def standing(run: Run) -> str:
     return f"{percent(run.summary['accuracy'])} {of}{interval}, {run.size}"
 
 
-# ---- files ----------------------------------------------------------------------------------------------
+# ---- command line ---------------------------------------------------------------------------------------
 
 
 def write(path: Path | None, pieces: Iterable[str]) -> None:
@@ -2541,9 +1937,6 @@ def emit(
     write(args.output, [text])
     if args.output:
         print(one_line(args.output, 1000))
-
-
-# ---- command line ---------------------------------------------------------------------------------------
 
 
 def seconds_of(text: str) -> float:

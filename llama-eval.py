@@ -2,13 +2,14 @@
 # /// script
 # requires-python = ">=3.10"
 # dependencies = [
-#     "requests>=2.31",
+#     "requests>=2.32",
 #     "urllib3>=2.2",               # its own engine: reads a stream as it comes
 #     "flask>=3.0",                 # with python-Levenshtein, for the simulator behind --simulate
 #     "datasets>=3.0",
 #     "python-Levenshtein>=0.25",
 #     "tqdm>=4.66",
-#     "latex2mathml>=3.77",         # for the page that --report has written
+#     "jinja2>=3.1",                # with latex2mathml, for the page that --report has written
+#     "latex2mathml>=3.77",
 # ]
 # ///
 """Measure how well a model behind llama-server, or any OpenAI-style server, answers AIME 2025.

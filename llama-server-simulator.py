@@ -1240,7 +1240,7 @@ class SchemaWriter:
     """
 
     def __init__(self, schema: Any, answer: str | bool | None, prose: str, avoid: str | None = None) -> None:
-        """Take a checked schema, the answer (None for none, a boolean for a verdict), other texts, and the answer to avoid."""
+        """Take a checked schema, the answer (None for none, a boolean for a verdict), prose, an answer to avoid."""
         self.root = schema
         self.avoid = avoid
         self.answer = answer

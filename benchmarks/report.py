@@ -54,7 +54,7 @@ def page_of_a_large_run(report: Report, browser: ModuleType) -> None:
         state, page = Path(folder, "run.json"), Path(folder, "run.html")
         raw = write_state(state, browser)
         cost = measure([sys.executable, str(REPORT), str(state)])
-        report.figure("size of the page", page.stat().st_size / 2**20, "MiB", raw / 2**20, 1 / 3)
+        report.figure("size of the page", page.stat().st_size / 2**20, "MiB", raw / 2**20, 0.45)
         report.figure("writing it", cost.wall, "s")
         report.figure("memory for that", cost.memory, "MiB")
         look(report, browser, page, Path(folder, "browser"))

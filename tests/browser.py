@@ -25,19 +25,21 @@ FLAGS = (
     "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1200,900"
 )
 
-# What prose is made of: the words of these files, the first ones the most often.
-VOCABULARY = ("README.md", *(f"docs/{name}.md" for name in ("grading", "simulator", "report", "options", "runs")))
+# The words of prose, the first ones the most often.
+VOCABULARY = ("data/practice.jsonl",)
 
-# What the dialog shows: its title, and for each column a heading, the facts and the texts.
+# In a list, once its texts are unpacked, the content of the dialog: its title, and for each column a heading, the facts
+# and the texts; or null while it is closed.
 TOLD = """
 const dialog = document.querySelector("dialog"), pairs = (list) => Object.fromEntries(list);
-if (!dialog.open) return null;
-return {title: dialog.querySelector("h2").textContent, columns: [...dialog.querySelectorAll(".columns > *")].map(
+if (!dialog.open) return [null];
+if (!dialog.querySelector(".columns").children.length) return [];
+return [{title: dialog.querySelector("h2").textContent, columns: [...dialog.querySelectorAll(".columns > *")].map(
   (column) => ({
     title: column.querySelector("h3")?.textContent ?? "",
     facts: pairs([...column.querySelectorAll("dl div")].map((pair) => [...pair.children].map((e) => e.textContent))),
     texts: pairs([...column.querySelectorAll("details")].map((part) => [...part.children].map((e) => e.textContent))),
-  }))};
+  }))}];
 """
 
 
@@ -131,8 +133,8 @@ class Browser:
         field.send_keys(text)
 
     def told(self) -> Any:
-        """What the dialog shows, or None while it is closed."""
-        return self.js(TOLD)
+        """The content of the dialog, or None while it is closed."""
+        return self.until(lambda: self.js(TOLD), "the texts of the task")[0]
 
     def address(self) -> str:
         """The fragment of the page's address."""

@@ -28,7 +28,7 @@ def inline_metadata(script):
 
 def test_requirements_are_the_packages_that_the_scripts_import_with_lower_bounds():
     names = [re.fullmatch(r"([\w-]+)>=[\d.]+", line) for line in requirements()]
-    packages = ["requests", "urllib3", "flask", "datasets", "python-Levenshtein", "tqdm", "latex2mathml"]
+    packages = ["requests", "urllib3", "flask", "jinja2", "datasets", "python-Levenshtein", "tqdm", "latex2mathml"]
     assert [name and name[1] for name in names] == packages
 
 

@@ -4,9 +4,9 @@ What a person sees of a page in a browser is in test_report_page.py.
 """
 
 import base64
-import bz2
 import copy
 import csv
+import gzip
 import html
 import json
 import os
@@ -70,7 +70,7 @@ def details(page):
     """What the page's script is to show of each task, by the task's id."""
     text = page.read_text("utf-8")
     blocks = [
-        bz2.decompress(base64.b64decode(packed)).decode("utf-8").split("\n")
+        gzip.decompress(base64.b64decode(packed)).decode("utf-8").split("\n")
         for packed in re.findall(r'id="block-\d+">([^<]*)</script>', text)
     ]
     rows = re.findall(r'data-id="([^"]*)"[^>]* data-block="(\d+)" data-line="(\d+)"', text)

@@ -3,8 +3,6 @@
 `made to` states come from llama-eval's own code, so that their figures are real ones.
 """
 
-import base64
-import bz2
 import contextlib
 import html
 import json
@@ -441,7 +439,8 @@ def test_every_task_of_a_real_run_is_shown_as_it_is_in_the_state(browser, run_pa
 def browser_details(browser, page):
     """What the page's script reads of each task, as JSON."""
     browser.open(page)
-    return browser.js("return JSON.stringify(Object.fromEntries(rows.map((row) => [row.dataset.id, details(row)])))")
+    every = "Promise.all(rows.map(async (row) => [row.dataset.id, await details(row)]))"
+    return browser.js(f"return {every}.then((pairs) => JSON.stringify(Object.fromEntries(pairs)))")
 
 
 ODD_NAMES = [
@@ -577,7 +576,8 @@ def test_a_text_is_shown_as_it_is_to_the_last_byte(browser, exact, name):
 
 def test_every_character_comes_through(browser, exact):
     browser.open(exact[0])  # a million characters of all scripts at once take a browser a minute to draw
-    read = "return details(rows.find((row) => row.dataset.problem === 'every character'))[0].texts[0][1]"
+    found = "rows.find((row) => row.dataset.problem === 'every character')"
+    read = f"return details({found}).then((told) => told[0].texts[0][1])"
     assert browser.js(read) == every_character()
 
 
@@ -599,80 +599,6 @@ def test_what_a_page_cannot_show_is_replaced_in_names_which_still_open(browser, 
     browser.js("document.querySelector('a.cell').click()")
     (column,) = opened(browser, f"made/{UNSHOWN[name]}#0")
     assert column["texts"]["response"] == name.encode("utf-8", "replace").decode()
-
-
-def check_unpacked(browser, page, raws):
-    """The page's reader of bzip2 makes of each compressed text what it was."""
-    browser.open(page)
-    script = """
-    const [pairs] = arguments, bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-    return pairs.map(([packed, raw]) => {
-      const [found, meant] = [unbzip2(bytes(packed)), bytes(raw)];
-      return found.length === meant.length && found.every((byte, i) => byte === meant[i]);
-    });
-    """
-    pairs = [[base64.b64encode(data).decode() for data in (packed, raw)] for raw, packed in raws]
-    good = browser.js(script, pairs)
-    wrong = [(len(raw), raw[:40]) for (raw, _), fine in zip(raws, good, strict=True) if not fine]
-    assert wrong == []
-    assert len(good) == len(raws)
-
-
-def unpacking_cases():
-    """Bytes by the name of the corner that they are from."""
-    chance = random.Random(2)
-    fibonacci = [1, 1]
-    while sum(fibonacci) < 150_000:
-        fibonacci.append(fibonacci[-1] + fibonacci[-2])
-    uneven = b"".join(bytes([symbol]) * count for symbol, count in enumerate(fibonacci))
-    return {
-        "nothing": [b""],
-        "single bytes": [bytes([byte]) for byte in range(256)],
-        "all bytes": [bytes(range(256)), bytes(range(256))[::-1], bytes(range(256)) * 50],
-        "runs": [b"a" * length for length in range(1, 601)],
-        "runs between others": [
-            b"".join(b"ab"[n % 2 : n % 2 + 1] * n for n in range(length)) for length in range(2, 300, 7)
-        ],
-        "runs of four and their count": [
-            b"a" * 4 + bytes([count]) * more for count in range(256) for more in (1, 4, 5)
-        ],
-        "periods": [bytes(range(period)) * (5000 // period) for period in range(1, 257, 5)],
-        "periods and a bit": [b"abc" * n + b"a" for n in range(1, 100)],
-        "few symbols": [bytes(chance.choices(b"abcdefghij"[:few], k=3000)) for few in range(1, 11) for _ in range(5)],
-        "lengths": [chance.randbytes(length) for length in range(300)],
-        "lengths at which tables are added": [
-            bytes(chance.choices(range(40), k=length))
-            for start in (200, 600, 1200, 2400)
-            for length in range(start - 60, start + 60, 7)
-        ],
-        "long codes": [bytes(chance.sample(uneven, len(uneven))), uneven],
-        "several blocks of random bytes": [chance.randbytes(450_000)],
-        "several blocks as long as they can be": [chance.randbytes(910_000)],
-        "several blocks of one byte": [b"\xff" * 6_000_000],
-        "sorted": [bytes(sorted(chance.randbytes(100_000)))],
-        "steep": [bytes(min(255, int(chance.expovariate(0.1))) for _ in range(200_000))],
-    }
-
-
-@pytest.mark.parametrize("corner", list(unpacking_cases()))
-def test_the_pages_own_bzip2_reads_what_pythons_writes(browser, varied, corner):
-    raws = unpacking_cases()[corner]
-    levels = (1,) if corner.startswith("several blocks of") else (1, 9)
-    check_unpacked(browser, varied, [(raw, bz2.compress(raw, level)) for raw in raws for level in levels])
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_the_pages_own_bzip2_reads_random_mixtures(browser, varied, seed):
-    chance = random.Random(seed)
-    words = prose(seed, 20_000).encode()
-
-    def piece():
-        at = chance.randrange(len(words))
-        kinds = [chance.randbytes(chance.randrange(50)), bytes([chance.randrange(256)]) * chance.randrange(1, 1000)]
-        return chance.choice([*kinds, words[at : at + chance.randrange(500)]])
-
-    raws = [b"".join(piece() for _ in range(chance.randrange(60))) for _ in range(150)]
-    check_unpacked(browser, varied, [(raw, bz2.compress(raw, chance.randrange(1, 10))) for raw in raws])
 
 
 def test_a_damaged_page_says_so_and_stays_usable(browser, varied, folder):
@@ -1095,7 +1021,7 @@ def test_a_page_of_many_long_responses_is_small_and_works(browser, folder):
         for at in range(0, 200, 4)
     ]
     page = report(write_state(folder / "large.json", rows), cwd=folder)
-    assert page.stat().st_size < sum(map(len, contents)) / 3
+    assert page.stat().st_size < 0.45 * sum(map(len, contents))
     browser.open(page)
     assert len(ids(browser)) == 200
     for at in (0, 100, 199):
