@@ -76,7 +76,7 @@ UNSCORED = ("ungraded", "error")  # and pending, which is not finished
 
 
 class ReportError(Exception):
-    """What was asked for cannot be done."""
+    """A report cannot be made."""
 
     exit_code = 1
 
@@ -92,7 +92,7 @@ class UsageError(ReportError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One task and what became of it. Seconds are those of the request, times are seconds since 1970.
+    """One task with its outcome. Seconds are those of the request, times are seconds since 1970.
 
     What is not known is None, or an empty text.
     """
@@ -121,7 +121,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its state file has it; `summary`, `problems` and `review` are what llama-eval.py made of it.
+    """A run as its state file has it; `summary`, `problems` and `review` are the evaluator's own.
 
     `unsaved` is the number of finished tasks that so far are in its journal only.
     """
@@ -249,7 +249,7 @@ def sample_of(task: dict[str, Any], state: dict[str, Any]) -> Sample:
 
 
 def journal_entries(path: Path, name: str | None) -> int:
-    """How many finished tasks the journal of the state at `path` has that the state has not."""
+    """The number of finished tasks in the journal of the state at `path` that the state has not."""
     try:
         lines = Path(f"{os.path.realpath(path)}.journal").read_bytes().split(b"\n")[:-1]
     except OSError:
@@ -282,7 +282,7 @@ def summary_of(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_figures(summary: dict[str, Any], problems: list[dict[str, Any]], samples: list[Sample]) -> None:
-    """Raise ReportError unless the figures count what the tasks say."""
+    """Raise ReportError unless the figures agree with the tasks."""
     counts = Counter(sample.status for sample in samples)
     scored = Counter(sample.problem for sample in samples if sample.status in SCORED)
     correct = Counter(sample.problem for sample in samples if sample.status == "correct")
@@ -385,18 +385,28 @@ class Pair(NamedTuple):
     noise: Fraction | None = None
 
 
+class Interval(NamedTuple):
+    """The 95 % interval of a figure, from `low` to `high`."""
+
+    low: float
+    high: float
+
+    def holds(self, value: float) -> bool:
+        """Whether the figure may be this one."""
+        return self.low <= value <= self.high
+
+
 @dataclass(frozen=True)
 class Difference:
-    """How much better run B is than run A, in proportions: the mean over problems of the difference in score.
+    """The difference of run B from run A, in proportions: the mean over problems of the difference in score.
 
-    `low` and `high` are the ends of its 95 % interval, `p` comes from the `test`; `detectable` is about the smallest
+    `interval` is its 95 % interval, `p` comes from the `test`; `detectable` is about the smallest
     difference that such a comparison finds with a power of 80 %, None where that cannot be told, and
     `detectable_twice` the one with twice the samples.
     """
 
     mean: float
-    low: float
-    high: float
+    interval: Interval
     p: float
     test: str
     detectable: float | None
@@ -502,7 +512,7 @@ def standard_error(values: Sequence[Fraction]) -> float:
 
 
 def difference(pairs: Sequence[Pair], k: int, among: int = 1) -> Difference:
-    """How B differs from A, from the scores of at least one problem, of `k` samples each at the most.
+    """The difference of B from A, from the scores of at least one problem, of `k` samples each at the most.
 
     `among` is the number of comparisons that are made, each of which has to show its difference among the others.
     """
@@ -519,11 +529,11 @@ def difference(pairs: Sequence[Pair], k: int, among: int = 1) -> Difference:
         noise = float(sum(noises)) / len(noises) ** 2 / 2
         less = math.sqrt(max(error**2 - noise, noise))
         twice = detectable(Design(len(values), 2 * k, among), less, abs(mean))
-    return Difference(mean, low, high, p, "McNemar's exact test" if exact and k == 1 else name, found, twice)
+    return Difference(mean, Interval(low, high), p, "McNemar's exact test" if exact and k == 1 else name, found, twice)
 
 
 class Design(NamedTuple):
-    """How many problems with how many samples each are compared, in how many comparisons."""
+    """The extent of a comparison: problems, samples of each, and the number of comparisons."""
 
     problems: int
     samples: int
@@ -567,7 +577,7 @@ def holm(values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Run B against run A: the problems that both have verdicts on, what came of them, and what to beware of."""
+    """Run B against run A: the problems that both have verdicts on, their outcome, and warnings."""
 
     before: Run
     after: Run
@@ -580,7 +590,7 @@ class Comparison:
     @property
     def shown(self) -> bool:
         """Whether there is a difference beyond doubt: the interval and the test agree that it is not 0."""
-        return self.p_adjusted < 1 - CONFIDENCE and not self.difference.low <= 0 <= self.difference.high
+        return self.p_adjusted < 1 - CONFIDENCE and not self.difference.interval.holds(0)
 
     @property
     def means(self) -> tuple[float, float]:
@@ -623,7 +633,7 @@ def compare(before: Run, after: Run, name: str = "B", among: int = 1) -> Compari
 
 
 def pair_of(name: str, before: dict[str, Any], after: dict[str, Any]) -> Pair:
-    """A problem in two runs, from what each says of it."""
+    """A problem in two runs, from the score that each has of it."""
     shares = [Fraction(entry["correct"], entry["scored"]) for entry in (before, after)]
     more = [entry["scored"] - 1 for entry in (before, after)]
     noise = sum((s * (1 - s) / m for s, m in zip(shares, more, strict=True)), Fraction(0)) if all(more) else None
@@ -631,7 +641,7 @@ def pair_of(name: str, before: dict[str, Any], after: dict[str, Any]) -> Pair:
 
 
 def misgivings(before: Run, after: Run, called: str) -> list[str]:
-    """What makes two runs less comparable, a sentence each."""
+    """The reasons why two runs are less comparable, a sentence each."""
     told = []
     runs = {"A": before, called: after}
     shared = before.by_problem.keys() & after.by_problem.keys()
@@ -665,7 +675,7 @@ UNSAMPLED = ("seed", "n_predict", "max_tokens", "stream", "n_probs", "n_keep", "
 
 
 def served(run: Run) -> dict[str, str]:
-    """What the servers of a run did by their own settings, where the run did not ask for another."""
+    """The settings that the servers of a run chose themselves, where the run did not ask for another."""
     asked = {name for name, value in run.sampling.items() if value is not None} | as_object(
         run.sampling.get("extra_body")
     ).keys()
@@ -686,7 +696,7 @@ def served(run: Run) -> dict[str, str]:
 
 
 def served_otherwise(before: Run, after: Run) -> list[str]:
-    """How the settings of two runs' servers differ, a sentence each; not their builds, which may be the point."""
+    """The differences between two runs' servers, a sentence each; not their builds, which may be the point."""
     servers = [served(run) for run in (before, after)]
     if bool(servers[0]) != bool(servers[1]):
         return ["what one of the servers does by default is not known: it has no /props"]
@@ -715,16 +725,16 @@ def brief(value: object, width: int = 60) -> str:
 
 
 def verdict(told: Comparison) -> str:
-    """What a comparison says, in a sentence or two."""
+    """The verdict of a comparison, in a sentence or two."""
     found = told.difference
     if told.shown:
         return f"{told.name} is {'worse' if found.mean < 0 else 'better'} than A."
     says = "No difference is shown, which does not mean that there is none"
     if found.detectable is None:
         return f"{says}: so few problems cannot show one."
-    if found.p < 1 - CONFIDENCE <= told.p_adjusted and not found.low <= 0 <= found.high:
+    if found.p < 1 - CONFIDENCE <= told.p_adjusted and not found.interval.holds(0):
         return f"{says}: taken by itself the comparison shows one, among so many it is not beyond doubt."
-    if not found.low <= 0 <= found.high or told.p_adjusted < 1 - CONFIDENCE:
+    if not found.interval.holds(0) or told.p_adjusted < 1 - CONFIDENCE:
         return f"{says}: this is a borderline case, in which interval and test do not agree."
     twice = found.detectable_twice
     more = f"; with twice the samples, one of {points(twice, sign=False)}" if twice and twice < found.detectable else ""
@@ -748,7 +758,7 @@ class Claim:
     ratio: float
     passed: bool | None
     supported: bool | None
-    interval: tuple[float, float]
+    interval: Interval
     kind: str
 
 
@@ -769,7 +779,9 @@ def claim(run: Run, reference: Fraction, tolerance: Fraction) -> Claim:
     decided = Fraction(correct, total) >= bar or Fraction(correct + missing, total) < bar or not missing
     supported = None if not decided else True if low >= bar else False if high < bar else None
     ratio = float(accuracy / reference)
-    return Claim(run, float(reference), float(bar), ratio, passed if decided else None, supported, (low, high), kind)
+    return Claim(
+        run, float(reference), float(bar), ratio, passed if decided else None, supported, Interval(low, high), kind
+    )
 
 
 def claim_text(told: Claim) -> str:
@@ -848,12 +860,12 @@ def one_line(text: object, width: int = 160) -> str:
 
 
 def label(run: Run) -> str:
-    """What a person calls a run: its file, and its model."""
+    """The name of a run for people: its file, and its model."""
     return one_line(run.path.stem, 60) + (f" ({one_line(run.model, 60)})" if run.model else "")
 
 
 def p_values(told: Comparison) -> str:
-    """The p-value of a comparison, and what it is among several."""
+    """The p-value of a comparison, also the one adjusted for several."""
     adjusted = f", {p_text(told.p_adjusted).removeprefix('p = ')} after Holm"
     return p_text(told.difference.p) + adjusted * (told.p_adjusted != told.difference.p)
 
@@ -983,7 +995,7 @@ def with_formulas(question: str) -> Html:
 
 
 def is_formula(source: str, following: str) -> bool:
-    """Whether what stands between two dollar signs is mathematics, rather than two amounts of money.
+    """Whether the text between two dollar signs is mathematics, rather than two amounts of money.
 
     As in pandoc, no space inside, and no digit after it; or, as AIME II 2025 is written, a space at the beginning,
     mostly at the end, too, and no prose between them.
@@ -1013,7 +1025,7 @@ def mathml(source: str, display: str) -> Html | None:
 
 @functools.cache
 def formula_converter() -> Callable[..., ElementTree.Element] | None:
-    """What makes MathML, or None where latex2mathml is not installed."""
+    """The converter to MathML, or None where latex2mathml is not installed."""
     try:
         from latex2mathml.converter import convert_to_element  # noqa: PLC0415 - only questions with formulas need it
     except ImportError:
@@ -1039,7 +1051,7 @@ WIDTH = 960  # of every chart, in its own units
 
 
 def chart(name: str, title: str, description: str, height: float, *content: Content) -> Html:
-    """An SVG picture that says what it shows to those who do not see it."""
+    """An SVG picture, with a description for those who do not see it."""
     drawn = el(
         "svg",
         el("title", title, id=f"{name}-title"),
@@ -1166,7 +1178,7 @@ def bin_edges(values: Sequence[float], whole: bool) -> tuple[list[float], list[i
 
 
 def histogram(unit: str, values: dict[str, list[float]]) -> Html:
-    """How often which amount of `unit` was taken, a row for each status, all on one scale."""
+    """A histogram of the amounts of `unit`, a row for each status, all on one scale."""
     everything = [value for given in values.values() for value in given]
     edges, labelled = bin_edges(everything, whole=unit == "tokens")
     counts = {
@@ -1220,7 +1232,7 @@ def lanes(samples: Iterable[Sample]) -> list[Bar]:
 
 
 def pauses(samples: Sequence[Sample]) -> list[tuple[float, float]]:
-    """When nothing was at work for longer than a minute, as between a run and its resumption."""
+    """The times when nothing was at work for longer than a minute, as between a run and its resumption."""
     found = []
     until = math.inf
     for sample in sorted(samples, key=lambda sample: sample.started or 0):
@@ -1231,7 +1243,7 @@ def pauses(samples: Sequence[Sample]) -> list[tuple[float, float]]:
 
 
 def timeline(run: Run) -> Html | None:
-    """When each task was at work, by endpoint; pauses of the run are left out. None where no times are known."""
+    """The tasks in time, by endpoint; pauses of the run are left out. None where no times are known."""
     timed = [sample for sample in run.samples if sample.started and sample.finished]
     if not timed:
         return None
@@ -1352,7 +1364,7 @@ def environment() -> jinja2.Environment:
 
 
 def told_sample(run: Run, sample: Sample, title: str = "") -> dict[str, Any]:
-    """What is to be read about a task: facts with their names, and texts with their titles, open or closed."""
+    """The matter to be read about a task: facts with their names, and texts with their titles, open or closed."""
     grade, rule = sample.grade, sample.grade.get("rule") or {}
     known = {
         "answer": sample.answer,
@@ -1399,7 +1411,7 @@ def run_page(run: Run, reload_seconds: float | None = None) -> Iterator[str]:
 
 
 def by_status(run: Run, name: str) -> dict[str, list[float]]:
-    """What the responses of each outcome took of `name`, "tokens" or "seconds", as far as it is known."""
+    """The "tokens" or "seconds" of the responses by outcome, as far as they are known."""
     table: dict[str, list[float]] = {}
     for status in (*SCORED, "ungraded"):
         for sample in run.samples:
@@ -1416,7 +1428,7 @@ def reasons(run: Run) -> list[tuple[str, int]]:
 
 
 def in_short(run: Run) -> list[str]:
-    """What was run, in a few words: what the servers loaded, how it was asked, when."""
+    """A run in a few words: the models that the servers loaded, the sampling, the day."""
     loaded = {str(as_object(endpoint.get("props")).get("model_path") or "") for endpoint in run.endpoints}
     kinds = {str(as_object(endpoint.get("props")).get("model_ftype") or "") for endpoint in run.endpoints}
     asked = [f"{name.replace('_', ' ')} {brief(v)}" for name, v in run.sampling.items() if v not in (None, {})]
@@ -1496,7 +1508,7 @@ def tokens_text(summary: dict[str, Any]) -> str:
 
 
 def endpoint_text(endpoint: dict[str, Any]) -> str:
-    """What a server said of itself when the run was begun."""
+    """A server's description of itself when the run was begun."""
     props = as_object(endpoint.get("props"))
     defaults = as_object(props.get("default_generation_settings"))
     known = {
@@ -1511,16 +1523,17 @@ def endpoint_text(endpoint: dict[str, Any]) -> str:
 
 
 def as_object(value: object) -> dict[str, Any]:
-    """What a server told, if it is an object; servers that are not llama-server may tell anything."""
+    """A value that a server sent, if it is an object; servers that are not llama-server may send anything."""
     return value if isinstance(value, dict) else {}
 
 
 def comparison_page(runs: Sequence[Run], comparisons: Sequence[Comparison], claims: Sequence[Claim]) -> Iterator[str]:
     """The page of the comparisons of the first of the runs with the others, and of their claims to a reference."""
     changed = {pair.problem for told in comparisons for pair in told.changed}
+    rows = side_by_side(runs, changed)
     title = f"{', '.join(map(label, runs[1:]))} against {label(runs[0])}"
     title = f"{runs[0].dataset.get('name')}: {title}" if comparisons else f"{label(runs[0])} against the reference"
-    return page("compare.html.j2", title, runs=runs, comparisons=comparisons, claims=claims, changed=changed)
+    return page("compare.html.j2", title, runs=runs, comparisons=comparisons, claims=claims, changed=changed, rows=rows)
 
 
 def runs_lines(runs: Sequence[Run]) -> dict[str, Sequence[str]]:
@@ -1540,7 +1553,7 @@ def runs_lines(runs: Sequence[Run]) -> dict[str, Sequence[str]]:
 
 
 def letters(runs: Sequence[Run]) -> list[str]:
-    """What all runs but the first are called."""
+    """The letters of all runs but the first."""
     return [name for _, name in zip(runs[1:], names(), strict=False)]
 
 
@@ -1553,7 +1566,7 @@ def names() -> Iterator[str]:
 
 
 def telling_sample(told: Comparison, pair: Pair) -> Sample:
-    """The sample that shows best what became of a problem: the first that changed in its direction."""
+    """The sample that shows the change of a problem best: the first that changed in its direction."""
     both = zip(told.before.by_problem[pair.problem], told.after.by_problem[pair.problem], strict=False)
     better = "after" if pair.after > pair.before else "before"
     for before, after in both:
@@ -1565,7 +1578,7 @@ def telling_sample(told: Comparison, pair: Pair) -> Sample:
 
 def difference_chart(found: Difference, name: str) -> Html:
     """The difference with its interval, and between which it could not be told from none."""
-    reach = max(abs(found.low), abs(found.high), found.detectable or 0, 0.02) * 1.15
+    reach = max(abs(found.interval.low), abs(found.interval.high), found.detectable or 0, 0.02) * 1.15
     left, right = 150, WIDTH - 20
     middle = (left + right) / 2
 
@@ -1584,9 +1597,13 @@ def difference_chart(found: Difference, name: str) -> Html:
         corner = (x(-found.detectable), 34)
         marks.append(box(corner, x(found.detectable) - corner[0], 10, "undetectable", told))
         marks.append(caption(left - 12, 44, "below detectable", "end"))
-    marks.append(box((x(found.low), 14), x(found.high) - x(found.low), 14, "interval", "95 % interval"))
+    marks.append(
+        box(
+            (x(found.interval.low), 14), x(found.interval.high) - x(found.interval.low), 14, "interval", "95 % interval"
+        )
+    )
     marks += [line(x(0), 2, x(0), 54, "axis"), line(x(found.mean), 10, x(found.mean), 32, "accuracy")]
-    description = f"{points(found.mean)}, 95 % interval {points_span(found.low, found.high)}"
+    description = f"{points(found.mean)}, 95 % interval {points_span(*found.interval)}"
     return chart(f"difference-{name}", f"{name} − A in points of accuracy", description, 76, *marks)
 
 
@@ -1679,7 +1696,13 @@ def comparison_record(told: Comparison) -> dict[str, Any]:
     found = told.difference
     record: dict[str, Any] = {"a": str(told.before.path), "b": str(told.after.path), "problems": len(told.pairs)}
     record |= {"score_a": told.means[0], "score_b": told.means[1]}
-    record |= {"difference": found.mean, "low": found.low, "high": found.high, "p": found.p, "test": found.test}
+    record |= {
+        "difference": found.mean,
+        "low": found.interval.low,
+        "high": found.interval.high,
+        "p": found.p,
+        "test": found.test,
+    }
     record |= {"p_holm": told.p_adjusted, "detectable": found.detectable, "flipped": len(told.flipped)}
     return record | {"shown": "yes" if told.shown else "no", "warnings": "; ".join(told.warnings)}
 
@@ -1795,7 +1818,7 @@ def comparison_text(told: Comparison) -> str:
     if len(told.pairs) < max(len(told.before.problems), len(told.after.problems)):
         means = " and ".join(map(percent, told.means))
         lines += [f"{'compared':<11} {len(told.pairs)} problems, on which the mean scores are {means}"]
-    interval = f"95 % interval {points_span(found.low, found.high)}"
+    interval = f"95 % interval {points_span(*found.interval)}"
     lines += [f"{f'{name} − A':<11} {points(found.mean)}, {interval}; {p_values(told)} ({found.test})"]
     if found.detectable is not None:
         lines += [f"{'detectable':<11} about {points(found.detectable, sign=False)} with a power of 80 %"]
@@ -1921,7 +1944,7 @@ def written_again(state: Path, output: Path, seconds: float) -> bool:
 
 
 def stamp_of(path: Path) -> tuple[int, ...]:
-    """What changes whenever the file at `path` is replaced; nothing where there is none."""
+    """A mark that changes whenever the file at `path` is replaced; nothing where there is none."""
     try:
         found = os.stat(path)
     except OSError:

@@ -187,7 +187,9 @@ def test_where_every_difference_is_alike_the_interval_is_as_wide_as_wilsons_for_
 @given(pair_lists, samples)
 def test_the_difference_of_two_runs_is_the_negative_of_that_of_the_runs_exchanged(pairs, k):
     one, other = report.difference(pairs, k), report.difference(swapped(pairs), k)
-    assert (one.mean, one.low, one.high) == pytest.approx((-other.mean, -other.high, -other.low), abs=1e-12)
+    assert (one.mean, one.interval.low, one.interval.high) == pytest.approx(
+        (-other.mean, -other.interval.high, -other.interval.low), abs=1e-12
+    )
     assert (one.p, one.test, shown(one)) == (other.p, other.test, shown(other))
     assert one.detectable == (None if other.detectable is None else pytest.approx(other.detectable, abs=1e-12))
 
@@ -196,15 +198,17 @@ def test_the_difference_of_two_runs_is_the_negative_of_that_of_the_runs_exchange
 def test_the_order_of_the_problems_does_not_change_the_difference(pairs, data):
     one, other = report.difference(pairs, 8), report.difference(data.draw(st.permutations(pairs)), 8)
     assert (one.p, one.test, shown(one)) == (other.p, other.test, shown(other))
-    assert (one.mean, one.low, one.high) == pytest.approx((other.mean, other.low, other.high), abs=1e-9)
+    assert (one.mean, one.interval.low, one.interval.high) == pytest.approx(
+        (other.mean, other.interval.low, other.interval.high), abs=1e-9
+    )
 
 
 @given(pair_lists, samples)
 def test_a_difference_lies_in_its_interval(pairs, k):
     found = report.difference(pairs, k)
-    assert -1 <= found.low <= found.mean + 1e-12
-    assert found.mean - 1e-12 <= found.high <= 1
-    assert found.low < found.high
+    assert -1 <= found.interval.low <= found.mean + 1e-12
+    assert found.mean - 1e-12 <= found.interval.high <= 1
+    assert found.interval.low < found.interval.high
     assert found.detectable is None or 0 < found.detectable <= 1
 
 

@@ -11,15 +11,17 @@ import html
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 
+import jinja2.meta
 import pytest
 
-from scripts import DEADLINE, EVAL, REPORT, load, refused, right, run_eval, run_report
+from scripts import DEADLINE, EVAL, REPO, REPORT, load, refused, right, run_eval, run_report
 
 llama_eval = load(EVAL)
 report = load(REPORT)
@@ -752,3 +754,43 @@ def test_a_run_that_is_stopped_has_no_page(socket_server, tmp_path):
     assert process.returncode == 130
     assert "\nreport " not in stdout
     assert not list(tmp_path.glob("*.html"))
+
+
+# ---- templates, style and script ------------------------------------------------------------------------
+
+PARTS = REPO / "report"
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node to check the page's script with")
+def test_the_script_of_the_page_is_javascript():
+    done = subprocess.run(
+        [shutil.which("node"), "--check", PARTS / "script.js"], capture_output=True, text=True, timeout=DEADLINE
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in PARTS.glob("*.j2")))
+def test_a_template_names_nothing_that_its_page_does_not_have(name):
+    """Beside the functions of the script it may use what `page` and its callers hand over."""
+    environment = report.environment()
+    used = jinja2.meta.find_undeclared_variables(environment.parse((PARTS / name).read_text("utf-8")))
+    frame = {"policy", "title", "style", "script", "shelf", "reload_seconds"}
+    handed = {"run", "runs", "comparisons", "claims", "changed", "rows", "caller", "m", "summary"}
+    assert used - set(environment.globals) <= frame | handed
+
+
+def test_every_class_of_the_style_is_used_and_its_braces_are_balanced():
+    style = re.sub(r"/\*.*?\*/", "", (PARTS / "style.css").read_text("utf-8"), flags=re.DOTALL)
+    assert style.count("{") == style.count("}")
+    selectors = re.sub(r"\{[^{}]*\}", "", style)
+    named = set(re.findall(r"\.([a-z_][\w-]*)", selectors)) - set(llama_eval.STATUSES)
+    sources = "".join(path.read_text("utf-8") for path in (REPORT, *PARTS.iterdir()) if path.suffix != ".css")
+    assert {name for name in named if not re.search(rf"\b{name}\b", sources)} == set()
+
+
+def test_without_its_templates_a_page_is_refused_in_one_line(tmp_path):
+    shutil.copy(REPORT, tmp_path)
+    save(tmp_path / "run.json", TWO)
+    command = [sys.executable, REPORT.name, "run.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=DEADLINE)
+    assert "report/style.css: it belongs beside this script, with its folder" in refused(done, 1)
