@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,19 +111,11 @@ def run(case: Case, start_simulator: StartSimulator, folder: Path) -> Outcome:
     return Outcome(done.returncode, summary, expected, done.stdout + done.stderr)
 
 
-@pytest.fixture(scope="module")
-def outcomes(
-    start_module_simulator: StartSimulator, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[Case, Future[Outcome]]]:
-    """The outcome of each case, which is under way or waits for its turn."""
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        yield {case: pool.submit(run, case, start_module_simulator, tmp_path_factory.mktemp("run")) for case in CASES}
-        pool.shutdown(cancel_futures=True)
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_evaluator_reports_what_the_simulator_expects(outcomes: dict[Case, Future[Outcome]], case: Case) -> None:
-    outcome = outcomes[case].result()
+def test_the_evaluator_reports_what_the_simulator_expects(
+    start_simulator: StartSimulator, tmp_path: Path, case: Case
+) -> None:
+    outcome = run(case, start_simulator, tmp_path)
     assert outcome.status == 0, outcome.output
     counts = outcome.reported["counts"]
     assert {name: counts[name] for name in COUNTED} == {name: outcome.expected[name] for name in COUNTED}

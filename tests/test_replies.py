@@ -1,5 +1,6 @@
 """Streams of server-sent events: what is read out of them, and the loops that responses get into."""
 
+import functools
 import gzip
 import json
 import re
@@ -276,6 +277,7 @@ def real_texts():
 
 
 @cache
+@functools.cache
 def longest_repetition(text, times):
     """The longest stretch anywhere in `text` that is one block `times` times or more, in bytes."""
     data, longest = text.encode(), 0

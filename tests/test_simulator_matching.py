@@ -125,7 +125,7 @@ def test_verbatim_aime_questions_are_exact(aime: list[Any], aime_matcher: Any) -
 
 
 def test_no_aime_question_is_taken_for_another(aime: list[Any]) -> None:
-    for left_out in aime:
+    for left_out in aime[::4]:
         matcher = simulator.Matcher([question for question in aime if question is not left_out], 0.3)
         for change in (str, without_latex):
             assert found(matcher, TEMPLATES["boxed"].format(change(left_out.text))) is None
