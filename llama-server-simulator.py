@@ -247,14 +247,6 @@ class UsageError(SimulatorError):
     exit_code = 2
 
 
-class DatasetError(SimulatorError):
-    """A dataset cannot be read, or holds a row that cannot be used."""
-
-
-class AddressError(SimulatorError):
-    """The server cannot listen where it was told to."""
-
-
 class RequestError(Exception):
     """A request that gets an error reply instead of an answer."""
 
@@ -268,9 +260,17 @@ class RequestError(Exception):
         self.detail = detail
         self.more = more or {}
 
+    def body(self) -> dict[str, Any]:
+        """The error as JSON has it."""
+        return {"error": {"code": self.status, "message": str(self), "type": self.kind, **self.more}}
+
 
 class ServerError(RequestError):
     """A request that gets an error of the server itself, before a handler has seen it."""
+
+    def body(self) -> dict[str, Any]:
+        """The error as JSON has it: its keys stand in another order."""
+        return {"error": {"message": str(self), "type": self.kind, "code": self.status}}
 
 
 class HangupError(Exception):
@@ -350,7 +350,7 @@ def hub_rows(path: str, config: str | None, split: str) -> Iterator[Row]:
     try:
         import datasets  # noqa: PLC0415  # heavy: half a second that a local file should not cost
     except ImportError as error:
-        raise DatasetError(f"{path} needs the package 'datasets': pip install datasets") from error
+        raise SimulatorError(f"{path} needs the package 'datasets': pip install datasets") from error
     datasets.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     label = " ".join(filter(None, (path, config)))
@@ -376,20 +376,20 @@ def cached_dataset(path: str, config: str | None, split: str) -> Any:
 
 
 def downloaded_dataset(path: str, config: str | None, split: str, problem: str) -> Any:
-    """A dataset from the hub; raises DatasetError, beginning with the `problem` so far, if that fails."""
+    """A dataset from the hub; raises SimulatorError, beginning with the `problem` so far, if that fails."""
     import datasets  # noqa: PLC0415
 
     endpoint = datasets.config.HF_ENDPOINT
     advice = "use --dataset practice or a local FILE.jsonl"
     if datasets.config.HF_HUB_OFFLINE:
-        raise DatasetError(f"{problem} and HF_HUB_OFFLINE forbids asking the hub; {advice}")
+        raise SimulatorError(f"{problem} and HF_HUB_OFFLINE forbids asking the hub; {advice}")
     if not is_up(endpoint):
-        raise DatasetError(f"{problem} and {endpoint} does not answer; {advice}")
+        raise SimulatorError(f"{problem} and {endpoint} does not answer; {advice}")
     log(f"loading {path} from {endpoint}")
     try:
         return datasets.load_dataset(path, config, split=split)
     except Exception as error:  # the library passes on whatever its HTTP and Arrow layers raise
-        raise DatasetError(f"{problem} and {endpoint} says: {one_line(error)}; {advice}") from error
+        raise SimulatorError(f"{problem} and {endpoint} says: {one_line(error)}; {advice}") from error
 
 
 def is_up(url: str) -> bool:
@@ -458,17 +458,17 @@ def load_datasets(names: Sequence[str], split: str) -> list[Question]:
 
 
 def load_dataset(name: str, split: str) -> list[Question]:
-    """The questions of one dataset; raises DatasetError if there are none or one is unusable."""
+    """The questions of one dataset; raises SimulatorError if there are none or one is unusable."""
     questions: dict[str, Question] = {}
     places: dict[str, str] = {}
     for number, (where, fields) in enumerate(dataset_rows(name, split), 1):
         question = read_question(dataset_title(name), number, where, fields)
         if question.id in questions:
-            raise DatasetError(f"{where}: the id {quoted(question.id)} is taken by {places[question.id]}")
+            raise SimulatorError(f"{where}: the id {quoted(question.id)} is taken by {places[question.id]}")
         questions[question.id] = question
         places[question.id] = where
     if not questions:
-        raise DatasetError(f"dataset {quoted(name, 200)} holds no questions")
+        raise SimulatorError(f"dataset {quoted(name, 200)} holds no questions")
     return list(questions.values())
 
 
@@ -487,15 +487,15 @@ def read_question(title: str, number: int, where: str, fields: Mapping[str, Any]
     """A row as a question; its id is its number in the dataset, counted from 1, unless it has one."""
     text = fields.get("question", fields.get("problem"))
     if not isinstance(text, str) or not text.strip():
-        raise DatasetError(f"{where}: no text under 'question' or 'problem'")
+        raise SimulatorError(f"{where}: no text under 'question' or 'problem'")
     if fields.get("answer") is None:
-        raise DatasetError(f"{where}: no answer")
+        raise SimulatorError(f"{where}: no answer")
     answer = canonical_answer(fields["answer"])
     if answer is None:
-        raise DatasetError(f"{where}: the answer {quoted(fields['answer'])} is not an integer")
+        raise SimulatorError(f"{where}: the answer {quoted(fields['answer'])} is not an integer")
     identity = number if fields.get("id") is None else fields["id"]
     if isinstance(identity, bool) or not isinstance(identity, int | str) or identity == "":
-        raise DatasetError(f"{where}: the id {quoted(identity)} is neither text nor an integer")
+        raise SimulatorError(f"{where}: the id {quoted(identity)} is neither text nor an integer")
     return Question(title, str(identity), text, answer)
 
 
@@ -507,7 +507,7 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
     try:
         lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
-        raise DatasetError(f"cannot read {quoted(path, 200)}: {error.strerror}") from error
+        raise SimulatorError(f"cannot read {quoted(path, 200)}: {error.strerror}") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -515,12 +515,12 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
         try:
             fields = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise DatasetError(f"{where}: not UTF-8 text") from error
+            raise SimulatorError(f"{where}: not UTF-8 text") from error
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-            raise DatasetError(f"{where}: not valid JSON ({reason})") from error
+            raise SimulatorError(f"{where}: not valid JSON ({reason})") from error
         if not isinstance(fields, dict):
-            raise DatasetError(f"{where}: not a JSON object")
+            raise SimulatorError(f"{where}: not a JSON object")
         yield where, fields
 
 
@@ -978,7 +978,7 @@ class Fault:
 
 def error_status(status: int, kind: str, message: str, told: str, *headers: tuple[str, str]) -> Fault:
     """A fault that is an error of the server itself."""
-    return Fault(told, status, headers, {"error": {"message": message, "type": kind, "code": status}})
+    return Fault(told, status, headers, ServerError(status, kind, message).body())
 
 
 def page_status(status: int, title: str, told: str) -> Fault:
@@ -988,12 +988,9 @@ def page_status(status: int, title: str, told: str) -> Fault:
     return Fault(told, status, body=page)
 
 
-def server_error(message: str) -> dict[str, Any]:
-    """An error object as it stands in a reply or an event that has begun well."""
-    return {"error": {"code": 500, "message": f"simulated: {message}", "type": "server_error"}}
-
-
 DRIP_SECONDS = 0.2
+FAILURE = RequestError(500, "server_error", "simulated: an error").body()
+BROKEN = RequestError(500, "server_error", "simulated: the server has failed in mid-stream").body()
 CUT_EVENT = 'data: {"choices":[{"finish_reason":null,"index":0,"delta":{"con'
 SOUND = Fault(delivered=True)
 FAULTS = {
@@ -1021,7 +1018,7 @@ FAULTS = {
     "cut-json": Fault("the reply ends in the middle of its JSON", midway=True, event=CUT_EVENT),
     "hang": Fault("nothing ever comes", end="hang"),
     "drip": Fault("the reply comes at five bytes a second", pause=DRIP_SECONDS, delivered=True),
-    "error-200": Fault("an error object with status 200", 200, body=server_error("an error")),
+    "error-200": Fault("an error object with status 200", 200, body=FAILURE),
     "no-choices": Fault("`choices` is empty", choices=False),
     "null-content": Fault("`content` is null: the reply arrives, and holds no answer", content=False, delivered=True),
     "bad-utf8": Fault(
@@ -1033,7 +1030,7 @@ FAULTS = {
     "stream-error": Fault(
         "an error event in the middle of a stream; a whole reply is left alone",
         midway=True,
-        event=f"data: {json.dumps(server_error('the server has failed in mid-stream'), separators=(',', ':'))}\n\n",
+        event=f"data: {json.dumps(BROKEN, separators=(',', ':'))}\n\n",
         only_streams=True,
     ),
 }
@@ -2203,103 +2200,82 @@ def sampling_shown(body: Mapping[str, Any], limit: int | None, unparsed: bool) -
 LEFT_CHECK_SECONDS = 1.0  # between looks at whether a client that waits for a slot is still there
 
 
-@dataclass
-class Slot:
-    """One of the server's places for a request: the work in it, or the last that was."""
-
-    number: int
-    job: Job | None = None
-    busy: bool = False
-
-
-@dataclass
-class Ticket:
-    """A request's place in the queue for slots."""
-
-    job: Job
-    count: int
-    granted: threading.Event
-    slots: list[Slot]
-
-
 class Slots:
     """The server's slots, and the queue of those who wait for one: first come, first served."""
 
     def __init__(self, count: int) -> None:
         """All slots are free."""
-        self.slots = [Slot(number) for number in range(count)]
-        self.free = deque(reversed(self.slots))  # the first is the one that has been free for longest
+        self.jobs: list[Job | None] = [None] * count  # the job in each slot, or the last that was
+        self.free = deque(reversed(range(count)))  # the first is the one that has been free for longest
         self.lock = threading.Lock()
-        self.queue: deque[Ticket] = deque()
+        self.queue: deque[Job] = deque()
 
     @contextlib.contextmanager
     def held(self, job: Job, has_left: Callable[[], bool]) -> Iterator[None]:
         """Hold a slot for each choice of a job, or all; raises HangupError if the client leaves while it waits."""
-        ticket = Ticket(job, min(len(job.choices), len(self.slots)), threading.Event(), [])
         with self.lock:
-            self.queue.append(ticket)
+            self.queue.append(job)
             self._serve()
         try:
-            while not ticket.granted.wait(LEFT_CHECK_SECONDS):
+            while not job.granted.wait(LEFT_CHECK_SECONDS):
                 if has_left():
                     raise HangupError
-            job.start()
+            job.started = time.perf_counter()
             yield
         finally:
             with self.lock:
-                if ticket in self.queue:
-                    self.queue.remove(ticket)
-                for slot in ticket.slots:
-                    slot.busy = False
-                    self.free.append(slot)
+                if job in self.queue:
+                    self.queue.remove(job)
+                self.free += job.slots
                 self._serve()
 
     def _serve(self) -> None:
         """Give free slots to the first in the queue. The lock is held."""
         while self.queue:
-            if len(self.free) < self.queue[0].count:
+            count = min(len(self.queue[0].choices), len(self.jobs))
+            if len(self.free) < count:
                 return
-            ticket = self.queue.popleft()
-            ticket.slots = [self.free.popleft() for _ in range(ticket.count)]
-            for slot in ticket.slots:
-                slot.busy, slot.job = True, ticket.job
-            ticket.job.slot = ticket.slots[0].number
-            ticket.granted.set()
+            job = self.queue.popleft()
+            job.slots = [self.free.popleft() for _ in range(count)]
+            for number in job.slots:
+                self.jobs[number] = job
+            job.granted.set()
+
+    def states(self) -> list[tuple[Job | None, bool]]:
+        """The job of each slot, and whether it is busy with it."""
+        with self.lock:
+            free = set(self.free)
+            return [(job, number not in free) for number, job in enumerate(self.jobs)]
 
     def counts(self) -> tuple[int, int]:
         """The numbers of busy slots and of waiting requests."""
         with self.lock:
-            return sum(slot.busy for slot in self.slots), len(self.queue)
+            return len(self.jobs) - len(self.free), len(self.queue)
 
 
-@dataclass(frozen=True)
-class Pace:
-    """The pace of a reply: seconds to the first token, and from each to the next."""
-
-    first: float
-    step: float
+JOB_NUMBERS = itertools.count()
 
 
 class Job:
-    """The work on one request: its choices, its pace, and its progress."""
+    """The work on one request: its choices, its fault, its pace, and its progress."""
 
-    def __init__(self, request: ChatRequest, choices: Sequence[Choice], pace: Pace, fault: Fault) -> None:
-        """Nothing is generated before `start`."""
+    def __init__(
+        self, request: ChatRequest, choices: Sequence[Choice], fault: Fault, first: float, step: float
+    ) -> None:
+        """Take the seconds to the first token, and from each to the next, counted from the time a slot is there."""
         self.request = request
         self.choices = choices
-        self.pace = pace
         self.fault = fault
+        self.first = first
+        self.step = step
         self.number = next(JOB_NUMBERS)
-        self.started = time.perf_counter()
+        self.granted = threading.Event()
+        self.slots: list[int] = []
+        self.started = 0.0
         self.first_token: float | None = None
         self.prompt_ms = 0.001
         self.sent = 0  # tokens
         self.broken = False  # by its fault
-        self.slot = 0  # the number of its first one
-
-    def start(self) -> None:
-        """The slot is there, and with it the clock runs."""
-        self.started = time.perf_counter()
 
     def prompt_is_read(self) -> None:
         """The first token is there."""
@@ -2313,22 +2289,19 @@ class Job:
 
     def due(self, number: int) -> float:
         """The time at which the number-th token is there, counted from 0, as a value of `perf_counter`."""
-        first = self.started + self.pace.first if self.first_token is None else self.first_token
-        return first + number * self.pace.step
+        first = self.started + self.first if self.first_token is None else self.first_token
+        return first + number * self.step
 
     def decoded(self) -> int:
         """The number of tokens there by now."""
         if self.first_token is None:
             return 0
         elapsed = time.perf_counter() - self.first_token
-        return min(self.total, 1 + int(elapsed / self.pace.step)) if self.pace.step else self.total
+        return min(self.total, 1 + int(elapsed / self.step)) if self.step else self.total
 
     def predicted_seconds(self) -> float:
         """The time since the first token."""
         return time.perf_counter() - (self.first_token or self.started)
-
-
-JOB_NUMBERS = itertools.count()
 
 
 def milliseconds(seconds: float) -> float:
@@ -2336,26 +2309,25 @@ def milliseconds(seconds: float) -> float:
     return max(0.001, round(seconds * 1000, 3))
 
 
-def slot_view(slot: Slot, settings: Settings) -> dict[str, Any]:
+def slot_view(number: int, job: Job | None, busy: bool, context: int) -> dict[str, Any]:
     """A slot as `GET /slots` shows it: one that has never worked has little to tell."""
-    view = {"id": slot.number, "n_ctx": settings.speed.slot_context, "speculative": False, "is_processing": slot.busy}
-    job = slot.job
+    view = {"id": number, "n_ctx": context, "speculative": False, "is_processing": busy}
     if job is None:
         return view
     limit = job.request.limit
-    decoded = job.decoded() if slot.busy else 0
+    decoded = job.decoded() if busy else 0
     prompt = job.choices[0].prompt_tokens
     next_token = {
-        "has_next_token": slot.busy,
+        "has_next_token": busy,
         "has_new_line": False,
-        "n_remain": limit - decoded if slot.busy and limit is not None else -1,
+        "n_remain": limit - decoded if busy and limit is not None else -1,
         "n_decoded": decoded,
     }
     return {
         **view,
         "id_task": job.number,
         "n_prompt_tokens": prompt + decoded,
-        "n_prompt_tokens_processed": prompt if slot.busy else 0,
+        "n_prompt_tokens_processed": prompt if busy else 0,
         "n_prompt_tokens_cache": 0,
         "params": job.request.sampling,
         "next_token": [next_token],
@@ -2480,7 +2452,7 @@ def verbose_view(job: Job, alias: str, timing: Mapping[str, Any]) -> dict[str, A
         "index": 0,
         "content": choice.text("reasoning_content") + choice.text("content"),
         "tokens": [],
-        "id_slot": job.slot,
+        "id_slot": job.slots[0],
         "stop": True,
         "model": alias,
         "tokens_predicted": choice.completion_tokens,
@@ -2598,7 +2570,7 @@ class Stream:
         return "".join(event for number in range(start, stop) for index in order for event in self.token(index, number))
 
 
-# Name, kind and meaning of each metric, in the order of Metrics.text.
+# Name, kind and meaning of each metric; those that nothing counts are 0.
 METRICS = (
     ("prompt_tokens_total", "counter", "Number of prompt tokens processed, excluding cached tokens"),
     ("prompt_tokens_cached_total", "counter", "Number of prompt tokens reused from the cache"),
@@ -2637,49 +2609,36 @@ class Metrics:
 
     def reset(self) -> None:
         """Forget all."""
-        with self.lock:
-            self.prompt_tokens = self.predicted_tokens = self.decodes = self.longest = 0
-            self.prompt_seconds = self.predicted_seconds = 0.0
+        self.totals: dict[str, float] = defaultdict(float)
 
     def count(self, job: Job) -> None:
         """Add a job that is done."""
         with self.lock:
-            self.prompt_seconds += job.prompt_ms / 1000
-            self.predicted_seconds += job.predicted_seconds()
-            self.decodes += job.total
+            totals = self.totals
+            totals["prompt_seconds_total"] += job.prompt_ms / 1000
+            totals["tokens_predicted_seconds_total"] += job.predicted_seconds()
+            totals["n_decode_total"] += job.total
             for choice in job.choices:
-                self.prompt_tokens += choice.prompt_tokens
-                self.predicted_tokens += choice.completion_tokens
-                self.longest = max(self.longest, choice.prompt_tokens + choice.completion_tokens)
+                totals["prompt_tokens_total"] += choice.prompt_tokens
+                totals["tokens_predicted_total"] += choice.completion_tokens
+                totals["n_tokens_max"] = max(totals["n_tokens_max"], choice.prompt_tokens + choice.completion_tokens)
 
     def text(self, busy: int, waiting: int) -> str:
         """The metrics in the text format of Prometheus."""
         with self.lock:
-            prompt_speed = self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0
-            speed = self.predicted_tokens / self.predicted_seconds if self.predicted_seconds else 0
-            per_decode = self.predicted_tokens / self.decodes if self.decodes else 0
-            values: tuple[float, ...] = (
-                self.prompt_tokens,
-                0,
-                self.prompt_seconds,
-                self.predicted_tokens,
-                self.predicted_seconds,
-                self.decodes,
-                self.longest,
-                0,
-                0,
-                0,
-                prompt_speed,
-                speed,
-                busy,
-                waiting,
-                per_decode,
-            )
-        lines = []
-        for (name, kind, meaning), value in zip(METRICS, values, strict=True):
-            title = f"llamacpp:{name}"
-            lines.append(f"# HELP {title} {meaning}\n# TYPE {title} {kind}\n{title} {value:.6g}\n")
-        return "".join(lines)
+            values = defaultdict(float, self.totals)
+
+        def ratio(total: str, over: str) -> float:
+            return values[total] / values[over] if values[over] else 0
+
+        values["prompt_tokens_seconds"] = ratio("prompt_tokens_total", "prompt_seconds_total")
+        values["predicted_tokens_seconds"] = ratio("tokens_predicted_total", "tokens_predicted_seconds_total")
+        values["n_busy_slots_per_decode"] = ratio("tokens_predicted_total", "n_decode_total")
+        values.update(requests_processing=busy, requests_deferred=waiting)
+        return "".join(
+            f"# HELP llamacpp:{name} {meaning}\n# TYPE llamacpp:{name} {kind}\nllamacpp:{name} {values[name]:.6g}\n"
+            for name, kind, meaning in METRICS
+        )
 
 
 # ---- simulator ------------------------------------------------------------------------------------------
@@ -2726,14 +2685,14 @@ class Simulator:
         asked = [self.asked(prompt) for prompt in request.prompts]
         attempt, name = self.faults.next(asked[0].name, request.stream)
         fault = FAULTS[name] if name else SOUND
-        pace, choices = self.pace(asked[0].name, attempt), []
+        choices: list[Choice] = []
         for prompt, what in zip(request.prompts, asked, strict=True):
             entry = {"attempt": attempt, "fault": name, **match_view(what.match)}
             if not fault.generates:
                 self.record({"role": "none", **entry, "decision": "lost", "answer": None, "verdict": "lost"})
                 continue
             choices += [self.choice(request, prompt, what, entry) for _ in range(request.choices)]
-        return Job(request, choices, pace, fault)
+        return Job(request, choices, fault, *self.pace(asked[0].name, attempt))
 
     def asked(self, prompt: Prompt) -> Asked:
         """The request in a prompt; raises RequestError if that is nothing known."""
@@ -2764,14 +2723,12 @@ class Simulator:
             return self.solve(request, prompt, asked.match.question, entry)
         return self.fixed(request, prompt, entry)
 
-    def pace(self, name: str, attempt: int) -> Pace:
-        """The pace at which an attempt at a question is answered."""
-        settings = self.settings
-        first = settings.speed.ttft * log_normal(settings.speed.jitter, settings.seed, name, attempt, "ttft")
-        speed = settings.speed.tokens_per_second * log_normal(
-            settings.speed.jitter, settings.seed, name, attempt, "speed"
-        )
-        return Pace(first, 1 / speed if speed else 0.0)
+    def pace(self, name: str, attempt: int) -> tuple[float, float]:
+        """The seconds to the first token of an attempt at a question, and from each to the next."""
+        speed, key = self.settings.speed, (self.settings.seed, name, attempt)
+        first = speed.ttft * log_normal(speed.jitter, *key, "ttft")
+        rate = speed.tokens_per_second * log_normal(speed.jitter, *key, "speed")
+        return first, 1 / rate if rate else 0.0
 
     def room(self, request: ChatRequest, prompt: Prompt) -> int:
         """The number of tokens that a reply may have: even a limit of 0 leaves one."""
@@ -3116,7 +3073,7 @@ class HttpServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens at the address, at a free port for port 0; raises AddressError."""
+    """A socket that listens at the address, at a free port for port 0; raises SimulatorError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
@@ -3124,9 +3081,9 @@ def listen(host: str, port: int) -> socket.socket:
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             other = port + 1 if port < 65535 else port - 1
             advice = f"try --port {other}, or --port 0 for any free one"
-            raise AddressError(f"port {port} of {host} is in use; {advice}") from error
+            raise SimulatorError(f"port {port} of {host} is in use; {advice}") from error
         reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
-        raise AddressError(f"cannot listen on {quoted(host)} port {port}: {reason}") from error
+        raise SimulatorError(f"cannot listen on {quoted(host)} port {port}: {reason}") from error
 
 
 # Tokens that are written in one go where they come faster than they can be sent one by one.
@@ -3140,23 +3097,12 @@ def json_response(value: object, status: int = 200) -> flask.Response:
     return flask.Response(encoded(compact_json(value)), status, content_type="application/json; charset=utf-8")
 
 
-def error_response(error: RequestError) -> flask.Response:
-    """An error reply."""
-    told = {"code": error.status, "message": str(error), "type": error.kind, **error.more}
-    return json_response({"error": told}, error.status)
-
-
-def plain_error(status: int, kind: str, message: str) -> flask.Response:
-    """An error reply of the server itself, not of a handler: its keys stand in another order."""
-    return json_response({"error": {"message": message, "type": kind, "code": status}}, status)
-
-
 def fault_response(fault: Fault, connection: Connection) -> flask.Response:
-    """The reply of a fault that needs no completion: a status of its own, or the end of the connection."""
+    """The reply of a fault that needs no completion; raises HangupError for one that is the end of the connection."""
     if fault.status is None:
         if fault.end == "hang":
             connection.wait(HANG_SECONDS)
-        return hang_up(reset=fault.end == "reset")
+        raise HangupError(reset=fault.end == "reset")
     if isinstance(fault.body, str):
         return flask.Response(fault.body, fault.status, fault.headers, content_type="text/html")
     response = json_response(fault.body, fault.status)
@@ -3229,7 +3175,7 @@ def whole_response(job: Job, simulator: Simulator, connection: Connection) -> fl
             simulator.metrics.count(job)
     except HangupError:
         simulator.settle(job, reached=False)
-        return hang_up()
+        raise
     if job.fault.event:
         data = data[: len(data) // 2]
     body = delivered(job, simulator, connection, first_half(data, job.fault), lambda: data)
@@ -3282,11 +3228,11 @@ def dripping(body: Iterator[bytes], pause: float, connection: Connection) -> Ite
                 yield data[place : place + 1]
 
 
-def hang_up(reset: bool = False) -> flask.Response:
-    """No reply: the connection ends."""
+def hung_up(error: HangupError) -> flask.Response:
+    """A reply that raises the error once more, for the connection, as soon as it is to be written."""
 
     def nothing() -> Iterator[bytes]:
-        raise HangupError(reset=reset)
+        raise error
         yield b""
 
     return flask.Response(nothing())
@@ -3319,6 +3265,7 @@ def build_app(simulator: Simulator) -> flask.Flask:
     app.url_map.merge_slashes = False
     app.register_error_handler(HTTPError, http_error_response)
     app.register_error_handler(RequestError, refused)
+    app.register_error_handler(HangupError, hung_up)
 
     @app.before_request
     def before() -> flask.Response | None:
@@ -3331,46 +3278,46 @@ def build_app(simulator: Simulator) -> flask.Flask:
 
     add_server_routes(app, simulator)
     add_generation_routes(app, simulator)
-    add_simulator_routes(app, simulator)
     return app
 
 
 def refused(error: RequestError) -> flask.Response:
     """The reply to a request that cannot be answered."""
-    if isinstance(error, ServerError):
-        return plain_error(error.status, error.kind, str(error))
-    log(f"refused {error.status}: {quoted(error, 200)}{error.detail}")
-    return error_response(error)
+    if not isinstance(error, ServerError):
+        log(f"refused {error.status}: {quoted(error, 200)}{error.detail}")
+    return json_response(error.body(), error.status)
 
 
 def http_error_response(error: HTTPError) -> flask.Response:
     """llama-server knows no 405: a wrong method is a path that is not there."""
     if error.code in (404, 405):
-        return plain_error(404, "not_found_error", "File Not Found")
-    return error_response(RequestError(error.code or 500, "server_error", error.description or "internal error"))
+        return refused(ServerError(404, "not_found_error", "File Not Found"))
+    body = RequestError(error.code or 500, "server_error", error.description or "internal error").body()
+    return json_response(body, error.code or 500)
 
 
 def add_server_routes(app: flask.Flask, simulator: Simulator) -> None:
-    """The routes on which llama-server describes itself."""
+    """The routes on which llama-server describes itself, and those on which the simulator does."""
     settings = simulator.settings
 
-    @app.get("/health")
-    @app.get("/v1/health")
-    def health_route() -> flask.Response:
-        return json_response({"status": "ok"})
+    def add(told: Callable[[], Any], *paths: str) -> None:
+        for path in paths:
+            app.add_url_rule(path, path, lambda: json_response(told()), methods=["GET"])
 
-    @app.get("/props")
-    def props_route() -> flask.Response:
-        return json_response(props(settings))
+    add(lambda: {"status": "ok"}, "/health", "/v1/health")
+    add(lambda: props(settings), "/props")
+    add(lambda: models(settings), "/models", "/v1/models")
+    add(simulator.deliveries.expected, "/simulator/expected")
+    add(lambda: list(simulator.entries), "/simulator/log")
 
     @app.post("/props")
     def change_props_route() -> flask.Response:
         raise unsupported("changing global properties", "--props")
 
-    @app.get("/models")
-    @app.get("/v1/models")
-    def models_route() -> flask.Response:
-        return json_response(models(settings))
+    @app.post("/simulator/reset")
+    def reset_route() -> flask.Response:
+        simulator.reset()
+        return json_response({"status": "ok"})
 
     @app.get("/slots")
     def slots_route() -> flask.Response:
@@ -3378,7 +3325,8 @@ def add_server_routes(app: flask.Flask, simulator: Simulator) -> None:
             raise unsupported("slots endpoint", "--slots")
         if flask.request.args.get("fail_on_no_slot") and simulator.slots.counts()[0] == settings.speed.slots:
             raise RequestError(503, "unavailable_error", "no slot available")
-        return json_response([slot_view(slot, settings) for slot in simulator.slots.slots])
+        states, context = simulator.slots.states(), settings.speed.slot_context
+        return json_response([slot_view(number, *state, context) for number, state in enumerate(states)])
 
     @app.get("/metrics")
     def metrics_route() -> flask.Response:
@@ -3445,23 +3393,6 @@ def token_piece(token: int) -> str | list[int]:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
         return list(raw)
-
-
-def add_simulator_routes(app: flask.Flask, simulator: Simulator) -> None:
-    """The routes that only a simulator has."""
-
-    @app.get("/simulator/expected")
-    def expected_route() -> flask.Response:
-        return json_response(simulator.deliveries.expected())
-
-    @app.get("/simulator/log")
-    def log_route() -> flask.Response:
-        return json_response(list(simulator.entries))
-
-    @app.post("/simulator/reset")
-    def reset_route() -> flask.Response:
-        simulator.reset()
-        return json_response({"status": "ok"})
 
 
 # ---- command line ---------------------------------------------------------------------------------------
