@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Of the tests: two for each of two cores, since many of them wait.
+WORKERS ?= 4
 MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 
@@ -12,10 +14,10 @@ demo: $(VENV)/run-time
 	$(BIN)/python llama-eval.py --simulate 0.8 --dataset practice --threads 4 --report --output demo.json --overwrite
 
 test: $(VENV)/development
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-quick: $(VENV)/development
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 check: $(VENV)/development
 	$(BIN)/ruff check .

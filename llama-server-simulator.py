@@ -2794,7 +2794,7 @@ class Simulator:
             choice.entry["verdict"] = "lost" if lost else verdict
 
     def refusal(self, prompt: Prompt, miss: Miss) -> RequestError:
-        """Why there is no answer."""
+        """The error for a prompt without an answer."""
         texts = prompt.user_texts
         closest = shown(miss.closest.name) if miss.closest else "none"
         detail = f"; closest {closest}, asked {quoted(texts[0] if texts else '')}"

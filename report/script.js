@@ -10,8 +10,9 @@ function block(name) {
   return unpacked.get(name);
 }
 
+const unpacks = "DecompressionStream" in window;
+
 async function unpack(base64) {
-  if (!window.DecompressionStream) throw new Error("this browser cannot unpack it: it has no DecompressionStream");
   const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return (await new Response(stream).text()).split("\n");
@@ -63,7 +64,9 @@ async function searchTexts() {
     await new Promise((resolve) => { setTimeout(resolve); });
     paused = performance.now();
   }
-  if (within === found) filter();
+  if (within !== found) return;
+  filter();
+  if (!unpacks) counter.textContent += "; this browser cannot search in responses";
 }
 
 async function textsOf(row) {
@@ -116,7 +119,8 @@ async function open(id) {
   try {
     shownColumns = (await details(row)).map(column);
   } catch (error) {
-    shownColumns = [make("p", `This task cannot be shown: the file is damaged (${error.message}).`)];
+    const reason = unpacks ? `the file is damaged (${error.message})` : "this browser has no DecompressionStream";
+    shownColumns = [make("p", `This task cannot be shown: ${reason}.`)];
   }
   if (columns.isConnected) columns.append(...shownColumns); // else another task has been opened meanwhile
 }

@@ -3,7 +3,9 @@
 `made to` states come from llama-eval's own code, so that their figures are real ones.
 """
 
+import base64
 import contextlib
+import hashlib
 import html
 import json
 import random
@@ -609,7 +611,37 @@ def test_a_damaged_page_says_so_and_stays_usable(browser, varied, folder):
         damaged.write_text(text[: start + at] + "AAAA" + text[start + at + 4 :], "utf-8")
         browser.open(damaged, "#made/plain#0")
         assert browser.told()["title"] == "made/plain#0"
+        text_shown = browser.one("dialog .columns").text
+        assert text_shown.startswith("This task cannot be shown: the file is damaged"), at
         close(browser)
+
+
+def test_a_task_that_is_unpacked_late_does_not_take_the_place_of_a_later_one(browser, varied):
+    browser.open(varied)
+    first, last = browser.js("return [rows[0].dataset.id, rows[rows.length - 1].dataset.id]")
+    shown = browser.js("return Promise.all(arguments[0].map((id) => open(id))).then(() => true)", [first, last])
+    assert shown
+    told = browser.told()
+    assert (told["title"], len(told["columns"])) == (last, 1)
+
+
+def test_a_browser_that_cannot_unpack_says_so(browser, varied, folder):
+    text = varied.read_text("utf-8")
+    without = '"use strict";delete window.DecompressionStream;'
+    old = folder / "old-browser.html"
+    script = text[text.index("<script>") + len("<script>") : text.index("</script>")]
+    changed = script.replace('"use strict";', without, 1)
+    hashes = [base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() for code in (script, changed)]
+    old.write_text(text.replace(script, changed).replace(html.escape(hashes[0]), html.escape(hashes[1])), "utf-8")
+    browser.open(old, "#made/plain#0")
+    browser.told()
+    assert browser.one("dialog .columns").text == (
+        "This task cannot be shown: this browser has no DecompressionStream."
+    )
+    close(browser)
+    browser.search("anything")
+    browser.press(Keys.ENTER)
+    browser.until(lambda: "cannot search in responses" in browser.one("#shown").text, "the word on searching")
 
 
 # ---- keyboard -------------------------------------------------------------------------------------------
