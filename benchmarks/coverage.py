@@ -1,4 +1,4 @@
-"""How often the 95 % intervals of a summary hold what they claim to, in simulated runs of 30 problems x 8 samples.
+"""The coverage of the 95 % intervals of a summary, in simulated runs of 30 problems x 8 samples.
 
     make bench
 

@@ -1,4 +1,4 @@
-"""How long reading the answer out of a response takes, against its length.
+"""The time of reading the answer out of a response, against its length.
 
     make bench
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: processes that are measured, servers that take their time, figures with their goals."""
+"""The common parts of the benchmarks: processes to measure, servers that take their time, figures with goals."""
 
 import http.client
 import importlib.util
@@ -24,7 +24,7 @@ DEADLINE = 300.0
 
 @dataclass(frozen=True)
 class Cost:
-    """What one process took: wall and CPU seconds, peak resident MiB."""
+    """The cost of one process: wall and CPU seconds, peak resident MiB."""
 
     wall: float
     cpu: float

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long the simulator takes to find a question in a prompt, among 30, 1000 and 10000 that it knows.
+"""The time in which the simulator finds a question in a prompt, among 30, 1000 and 10000 that it knows.
 
 python benchmarks/matching.py
 """

@@ -1,4 +1,4 @@
-"""What the evaluator costs on top of its requests: time, processor, memory.
+"""The cost of the evaluator on top of its requests: time, processor, memory.
 
     make bench
 

@@ -1,4 +1,4 @@
-"""How large the page of a large run is, how soon it is written, seen and used, in a real browser.
+"""The page of a large run: its size, and the time to write it, see it and use it in a real browser.
 
 make bench
 """
@@ -62,7 +62,7 @@ def page_of_a_large_run(report: Report, browser: ModuleType) -> None:
 
 
 def look(report: Report, browser: ModuleType, page: Path, home: Path) -> None:
-    """What a person waits for."""
+    """The waits of a person."""
     with browser.chromium(home) as tab:
         start = time.perf_counter()
         tab.open(page)

@@ -1,4 +1,4 @@
-"""How the cost of a run grows with its tasks, how soon one resumes, and how well uneven servers share one.
+"""The cost of a run as its tasks grow, the time to resume one, and the sharing of one by uneven servers.
 
 make bench
 """

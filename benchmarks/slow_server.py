@@ -25,7 +25,7 @@ PIECE = 400  # characters of a long response that come in one event
 
 @dataclass
 class Phase:
-    """What has been sent since the last `GET /phase`; times are of `time.perf_counter`."""
+    """The replies sent since the last `GET /phase`; times are of `time.perf_counter`."""
 
     requests: int = 0
     first: float = 0.0

@@ -91,7 +91,7 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not scripts})
 
     def js(self, script: str, *arguments: Any) -> Any:
-        """What a script returns that is run in the page."""
+        """The value that a script returns which is run in the page."""
         return self.driver.execute_script(script, *arguments)
 
     def until(self, condition: Callable[[], Any], what: str) -> Any:

@@ -104,7 +104,7 @@ class Server:
     log_file: Path
 
     def log(self) -> str:
-        """What it has written to stderr so far."""
+        """Its stderr so far."""
         return self.log_file.read_text(encoding="utf-8")
 
     def stop(self) -> int:

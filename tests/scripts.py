@@ -72,7 +72,7 @@ def expected(body: Any) -> str:
 
 
 def right(method: str, path: str, body: Any) -> tuple[int, Any]:
-    """What a server replies that knows the practice set and says little else."""
+    """The reply of a server that knows the practice set and says little else."""
     return (200, completion(f'{{"answer": {expected(body)}}}')) if method == "POST" else (404, b"")
 
 
@@ -252,7 +252,7 @@ def streamed(*events: bytes) -> bytes:
 
 
 def answer_stream(body: Any) -> bytes:
-    """What a server streams that knows the practice set, in the order of llama-server's events."""
+    """The stream of a server that knows the practice set, in the order of llama-server's events."""
     usage = event(choices=[], usage={"prompt_tokens": 9, "completion_tokens": 3})
     pieces = (delta(content) for content in ('{"answer": ', expected(body), "}"))
     return streamed(delta(role="assistant"), *pieces, delta(finish_reason="stop"), usage, DONE)

@@ -1,4 +1,4 @@
-"""What counts as the answer in a response, and which integer it is."""
+"""The answer in a response, and the integer that it is."""
 
 import json
 import time

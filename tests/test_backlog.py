@@ -72,7 +72,7 @@ def running(folder, *servers, options=()):
 
 
 def model_list(*names):
-    """What answers a GET: /v1/models with these models, /health, and nothing else."""
+    """The act that answers a GET: /v1/models with these models, /health, and nothing else."""
     models = http(json.dumps({"data": [{"id": name} for name in names]}).encode())
 
     def get(connection, path):

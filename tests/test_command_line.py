@@ -152,7 +152,7 @@ def test_help_and_version_and_complaints_need_no_package():
 
 
 def test_start_up_imports_nothing_heavy(tmp_path):
-    """What is slow to import is imported where it is needed."""
+    """Modules that are slow to import are imported where they are needed."""
     heavy = "import sys, runpy; sys.argv = ['llama-eval.py', '--version']\n"
     heavy += f"try: runpy.run_path({str(EVAL)!r}, run_name='__main__')\nexcept SystemExit: pass\n"
     heavy += "print(sorted(set(sys.modules) & {'datasets', 'flask', 'numpy', 'pandas', 'tqdm', 'Levenshtein'}))"

@@ -375,7 +375,7 @@ def test_two_real_runs_are_compared(simulated):
 
 
 def server(**params):
-    """What a llama-server with these defaults says of itself."""
+    """The description of itself by a llama-server with these defaults."""
     defaults = {"n_ctx": 4096, "params": {"temperature": 0.800000011920929, "seed": 1, **params}}
     props = {"build_info": f"b{len(params)}", "chat_template": "{{ m }}", "default_generation_settings": defaults}
     return llama_eval.Endpoint("http://127.0.0.1:1", 1, props=props)

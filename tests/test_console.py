@@ -1,4 +1,4 @@
-"""What a person sees."""
+"""The console, as a person sees it."""
 
 import fcntl
 import json

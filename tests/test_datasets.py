@@ -1,4 +1,4 @@
-"""Where the problems come from, and what happens when they cannot be had."""
+"""The sources of the problems, and the complaints when they cannot be had."""
 
 import json
 import time

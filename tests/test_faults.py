@@ -1,4 +1,4 @@
-"""What servers and networks do wrong, by a server that is scripted down to the bytes, and what becomes of it."""
+"""Faults of servers and networks, from a server that is scripted down to the bytes, and their outcome."""
 
 import contextlib
 import json

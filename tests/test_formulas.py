@@ -177,7 +177,7 @@ texts = st.text(st.characters(), max_size=30) | st.lists(pieces | st.text(max_si
 
 
 def shown_text(text):
-    """What XML makes of a text: some characters it cannot hold."""
+    """A text after XML, which cannot hold some characters."""
     return report.printable(text)
 
 

@@ -42,7 +42,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an evaluation reported, what it had to report, and how it ended."""
+    """The report of an evaluation, the report that was due, and its exit status and output."""
 
     status: int
     reported: dict[str, Any]

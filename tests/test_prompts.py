@@ -1,4 +1,4 @@
-"""How a question is put, and in what form the answer is asked for."""
+"""The prompt of a question, and the form in which it asks for the answer."""
 
 import json
 import re

@@ -220,7 +220,7 @@ def test_verbose_shows_the_answers_behind_a_change(finished):
 
 
 def test_a_run_that_has_gone_on_meanwhile_keeps_what_it_has(finished, fake_server):
-    """What was graded before is used where the response is still the same; no task is lost."""
+    """An earlier grade is used where the response is still the same; no task is lost."""
     judging = judge_of(fake_server, {"a": "500", "b": True, "c": "502", "d": "7"})
     options = ["--regrade", "run.json", "--grader", "llm", "--judge-endpoint", judging.url]
     assert run_eval(*options, cwd=finished).returncode == 3

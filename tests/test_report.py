@@ -28,7 +28,7 @@ report = load(REPORT)
 
 
 def task(status="correct", answer="70", content="So it is 70.", start=0, endpoint="http://127.0.0.1:8080", **more):
-    """What became of a task, which began so many seconds after midnight and took two."""
+    """The state of a task, which began so many seconds after midnight and took two."""
     if status == "pending":
         return llama_eval.TaskState()
     moments = [f"2026-01-02T{at // 3600:02}:{at // 60 % 60:02}:{at % 60:02}+00:00" for at in (start, start + 2)]
@@ -69,7 +69,7 @@ def text_of(page):
 
 
 def details(page):
-    """What the page's script is to show of each task, by the task's id."""
+    """The details that the page's script is to show of each task, by the task's id."""
     text = page.read_text("utf-8")
     blocks = [
         gzip.decompress(base64.b64decode(packed)).decode("utf-8").split("\n")

@@ -31,14 +31,14 @@ SCREENSHOTS = REPO / "build" / "screenshots"
 
 
 def response(content, reasoning="", **more):
-    """What a server gave, as the state file has it."""
+    """The response of a server, as the state file has it."""
     known = {"finish_reason": "stop", "model": "tiny", "prompt_tokens": 9, "completion_tokens": 7}
     known |= {"tokens_per_second": 5.5, "seconds": 1.25} | more
     return llama_eval.Response(content=content, reasoning=reasoning, **known)
 
 
 def result(status="correct", content="So it is 70.", reasoning="", answer="70", at=0.0, **more):
-    """What became of a task that began so many seconds after midnight; more of it, such as an error, by name."""
+    """The state of a task that began so many seconds after midnight; more of it, such as an error, by name."""
     moments = [f"2026-01-02T{int(t // 3600):02}:{int(t // 60 % 60):02}:{t % 60:06.3f}+00:00" for t in (at, at + 1.5)]
     known = {"endpoint": "http://127.0.0.1:8080", "attempts": 1, "started": moments[0], "finished": moments[1]}
     if status in llama_eval.SCORED or status == "ungraded":
@@ -190,7 +190,7 @@ def text_of(browser):
 
 
 def opened(browser, task):
-    """What the dialog shows of a task, which must be the one that is open."""
+    """The content of the dialog for a task, which must be the one that is open."""
     told = browser.told()
     assert told is not None
     assert told["title"] == task
@@ -439,7 +439,7 @@ def test_every_task_of_a_real_run_is_shown_as_it_is_in_the_state(browser, run_pa
 
 
 def browser_details(browser, page):
-    """What the page's script reads of each task, as JSON."""
+    """The details that the page's script reads of each task, as JSON."""
     browser.open(page)
     every = "Promise.all(rows.map(async (row) => [row.dataset.id, await details(row)]))"
     return browser.js(f"return {every}.then((pairs) => JSON.stringify(Object.fromEntries(pairs)))")

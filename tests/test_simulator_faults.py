@@ -1,4 +1,4 @@
-"""What goes wrong on demand: what a client sees of each fault, which attempts they strike, what counts as delivered."""
+"""Faults on demand: the client's view of each, the attempts that they strike, and the deliveries that count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the simulated model says: its answers and thoughts, JSON by schema, as a judge; and what is told of it."""
+"""The simulated model: its answers and thoughts, JSON by schema, judgements; and the account of these."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def events(stream: str) -> list[Any]:
 
 
 def view(status: int, headers: dict[str, str], body: str) -> dict[str, Any]:
-    """What a client sees of a reply that is the same each time."""
+    """The part of a reply that is the same each time, as a client sees it."""
     named = {name: None if name in MOMENTARY else value for name, value in headers.items()}
     seen: dict[str, Any] = {"status": status, "headers": named}
     if headers.get("content-type") == "text/event-stream":

@@ -64,7 +64,7 @@ task_states = st.builds(
 
 
 def plain(value):
-    """What a value is after UTF-8, which has no lone surrogates."""
+    """A value after UTF-8, which has no lone surrogates."""
     return json.loads(json.dumps(value, default=vars, ensure_ascii=False).encode("utf-8", "replace"))
 
 

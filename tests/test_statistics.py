@@ -198,7 +198,7 @@ def test_without_a_sign_of_spread_the_problems_are_what_counts(name):
 
 
 def test_there_are_no_more_trials_than_samples():
-    """That the score is the same everywhere is chance: the answers are at least as uncertain as independent ones."""
+    """Equal scores everywhere are chance: the answers are at least as uncertain as independent ones."""
     interval = llama_eval.generalisation_interval(DEGENERATE["the same score everywhere"])
     assert bounds(interval) == pytest.approx(wilson_bounds(0.5, 240, stats.t.ppf(0.975, 29)), abs=1e-9)
 
