@@ -38,7 +38,8 @@ FOREIGN_VARIABLE = re.compile(r"HF_.*|HUGGING_?FACE_.*|XDG_.*|.*_API_KEY|.*_TOKE
 
 # The modules that need a browser, many processes or much waiting: `make test-quick` does without.
 SLOW = {
-    *("test_backlog", "test_comparison", "test_datasets", "test_end_to_end", "test_faults", "test_matrix"),
+    *("test_backlog", "test_command_grader", "test_comparison", "test_datasets", "test_end_to_end", "test_faults"),
+    *("test_formulas", "test_matrix"),
     "test_processor",
     *("test_report", "test_report_page", "test_simulator", "test_simulator_matching", "test_simulator_model"),
     "test_simulator_serving",

@@ -289,6 +289,7 @@ def longest_repetition(text, times):
     return longest
 
 
+@pytest.mark.slow
 def test_the_rule_fires_on_the_real_responses_that_loop_and_on_nothing_near_the_others(real_texts):
     """Two of them do no more than repeat themselves; in the others it never comes near, wherever they are cut off."""
     looping = [text for text in real_texts if longest_repetition(text, 3) >= 2000]
