@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     import jinja2
 
 VERSION = "0.1.0"
-SCHEMA_VERSION = 2  # the newest form of the state file that is understood
+SCHEMA_VERSION = 3  # the newest form of the state file that is understood
 
 # The statuses of a task with the mark that tells them apart without colours; those in the accuracy's denominator.
 MARKS = {
@@ -186,10 +186,10 @@ def read_run(path: Path) -> Run:
 
 def run_of(data: dict[str, Any], path: Path) -> Run:
     """The run that the JSON of a state file describes; raises KeyError, TypeError or ValueError on anything else."""
-    asked = {entry["problem"]: entry for entry in data["problems"]}  # older files repeat the question in each task
-    samples = [
-        sample_of({**asked.get(task["problem"], {}), **task}, data["task_states"][task["id"]]) for task in data["tasks"]
-    ]
+    asked: dict[str, dict[str, Any]] = {}
+    for entry in [*data["problems"], *data["tasks"]]:  # the texts of a problem stand in its first task
+        asked.setdefault(entry["problem"], {}).update(entry if "question" in entry else {})
+    samples = [sample_of({**asked[task["problem"]], **task}, data["task_states"][task["id"]]) for task in data["tasks"]]
     problems = [problem_of(entry) for entry in data["problems"]]
     if not samples or sorted(entry["problem"] for entry in problems) != sorted({sample.problem for sample in samples}):
         raise ValueError("its problems are not those of its tasks")

@@ -73,7 +73,7 @@ else:
     MISSING = None
 
 VERSION = "0.1.0"
-SCHEMA_VERSION = 2  # 1 had the texts of the problems in every task
+SCHEMA_VERSION = 3  # 1 had the texts of a problem in all of its tasks, 2 had them in `problems`
 HERE = Path(__file__).resolve().parent
 
 # ---- vocabulary -----------------------------------------------------------------------------------------
@@ -2457,11 +2457,11 @@ def powers_up_to(k: int) -> list[int]:
     return [*(2**power for power in range(k.bit_length()) if 2**power < k), k]
 
 
-TEXTS = ("question", "expected", "order")  # of a task that are those of its problem, and stand in the file once
+TEXTS = ("question", "expected", "order")  # of a problem: in the file they stand in its first task
 
 
 def problem_scores(state: EvalState) -> list[dict[str, Any]]:
-    """Each problem of a run with its texts, its score, Wilson's interval of that, and the answers of its samples.
+    """Each problem of a run with its score, Wilson's interval of that, and the answers of its samples.
 
     `score` and `interval`, of the samples with a verdict, and `majority` are None where there is none yet.
     """
@@ -2475,8 +2475,7 @@ def problem_scores(state: EvalState) -> list[dict[str, Any]]:
         tally = Tally(sum(result.status == "correct" for result in scored), len(scored))
         votes = [(result.grade.answer if result.grade else None, result.status == "correct") for result in scored]
         answers = Counter(answer for answer, _ in votes if answer is not None)
-        entry: dict[str, Any] = {"problem": problem, **{name: getattr(tasks[0], name) for name in TEXTS}}
-        entry |= {"samples": len(results), **tally._asdict()}
+        entry: dict[str, Any] = {"problem": problem, "samples": len(results), **tally._asdict()}
         entry["score"] = tally.correct / tally.scored if scored else None
         entry["interval"] = wilson_interval(entry["score"], tally.scored) if scored else None
         entry["answers"] = answers.most_common()
@@ -2739,8 +2738,10 @@ def checked(value: Any, kind: type) -> Any:
 
 def state_from_json(data: dict[str, Any]) -> EvalState:
     """The EvalState that `state_to_json` wrote; raises KeyError, TypeError or ValueError on anything else."""
-    problems = {entry["problem"]: entry for entry in data.get("problems", ())}  # older files repeat them in each task
-    tasks = [{**problems.get(task.get("problem"), {}), **task} for task in data["tasks"]]
+    texts: dict[str, dict[str, Any]] = {}
+    for entry in [*data.get("problems", ()), *data["tasks"]]:
+        texts.setdefault(entry["problem"], {}).update((name, entry[name]) for name in TEXTS if name in entry)
+    tasks = [{**texts[task["problem"]], **task} for task in data["tasks"]]
     state: EvalState = reader(EvalState)({**data, "tasks": tasks})
     if not tasks:
         raise ValueError("it has no tasks")
@@ -2762,7 +2763,11 @@ def state_to_json(state: EvalState, journal: str) -> Iterator[str]:
     header = {name: value for name, value in vars(state).items() if name not in ("tasks", "task_states")}
     header = {"schema_version": SCHEMA_VERSION, "journal": journal, **header, "summary": summarize(state, table)}
     header["review"] = review_list(state)
-    tasks = ({name: value for name, value in vars(task).items() if name not in TEXTS} for task in state.tasks)
+    first = {task.problem: task for task in reversed(state.tasks)}
+    tasks = (
+        {name: value for name, value in vars(task).items() if name not in TEXTS or task is first[task.problem]}
+        for task in state.tasks
+    )
     results = (f"{to_json(task_id)}: {to_json(result)}" for task_id, result in state.task_states.items())
     yield json.dumps(header, default=vars, ensure_ascii=False, indent=1).removesuffix("\n}")
     yield from (',\n "problems": [\n  ', ",\n  ".join(map(to_json, table)), "\n ]")

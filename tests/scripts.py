@@ -78,8 +78,8 @@ def right(method: str, path: str, body: Any) -> tuple[int, Any]:
 
 def tasks_of(state: dict[str, Any]) -> list[dict[str, Any]]:
     """The tasks in a state file, each with the texts of its problem."""
-    problems = {entry["problem"]: entry for entry in state["problems"]}
-    return [{**problems[task["problem"]], **task} for task in state["tasks"]]
+    first = {task["problem"]: task for task in reversed(state["tasks"])}
+    return [{**first[task["problem"]], **task} for task in state["tasks"]]
 
 
 Reply = Callable[[str, str, Any], tuple[Any, ...]]

@@ -21,7 +21,7 @@ import time
 import jinja2.meta
 import pytest
 
-from scripts import DEADLINE, EVAL, REPO, REPORT, load, refused, right, run_eval, run_report
+from scripts import DEADLINE, EVAL, REPO, REPORT, load, refused, right, run_eval, run_report, tasks_of
 
 llama_eval = load(EVAL)
 report = load(REPORT)
@@ -217,7 +217,7 @@ def test_what_is_only_in_the_journal_is_mentioned(tmp_path):
         (b"[]", "no schema_version"),
         (b"{}", "no schema_version"),
         (b'{"schema_version": true}', "no schema_version"),
-        (b'{"schema_version": 99}', "written by a newer llama-eval (schema 99; this is 2)"),
+        (b'{"schema_version": 99}', "written by a newer llama-eval (schema 99; this is 3)"),
         (b'{"schema_version": 1, "problems": []}', "is not a state of llama-eval"),
     ],
     ids=["empty", "cut", "not UTF-8", "deep", "list", "object", "true", "newer", "hollow"],
@@ -251,10 +251,7 @@ def test_a_path_without_a_name_is_refused_in_a_line(tmp_path, name):
 
 def test_a_state_of_an_older_version_is_told_how_to_be_made_new_and_that_works(tmp_path):
     data = made(TWO)
-    texts = {entry["problem"]: entry for entry in data["problems"]}
-    data["tasks"] = [
-        {**{name: texts[task["problem"]][name] for name in llama_eval.TEXTS}, **task} for task in data["tasks"]
-    ]
+    data["tasks"] = tasks_of(data)
     data["schema_version"] = 1
     for name in ("problems", "review"):
         del data[name]

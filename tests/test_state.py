@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts import EVAL, load
+from scripts import EVAL, load, tasks_of
 
 llama_eval = load(EVAL)
 
@@ -88,10 +88,9 @@ def test_the_file_holds_what_it_takes_to_understand_the_run(tmp_path):
     )
     assert set(data) == {*about.split(), "problems", "tasks", "task_states"}
     assert data["dataset"]["name"] == "d"
-    assert data["tasks"][0] == {"id": "d/1#0", "problem": "1", "sample": 0}
-    told = [{name: entry[name] for name in ("problem", "question", "expected", "order")} for entry in data["problems"]]
-    assert told[0] == {"problem": "1", "question": "question 1", "expected": "1", "order": None}
-    assert len(told) == 3, "each once, however many samples"
+    texts = {"question": "question 1", "expected": "1", "order": None}
+    assert data["tasks"][0] == {"id": "d/1#0", "problem": "1", "sample": 0, **texts}
+    assert data["tasks"][3] == {"id": "d/1#1", "problem": "1", "sample": 1}, "once, however many samples"
     assert list(data["task_states"]) == [task["id"] for task in data["tasks"]]
     assert data["summary"]["counts"]["pending"] == 6
 
@@ -162,9 +161,9 @@ def test_a_resume_may_add_samples_and_problems_but_not_drop_them():
         ("\x00\xff", "not JSON"),
         ("[]", "no schema_version"),
         ('{"answer": 1}', "no schema_version"),
-        ('{"schema_version": 99}', "written by a newer llama-eval .schema 99; this is 2"),
+        ('{"schema_version": 99}', "written by a newer llama-eval .schema 99; this is 3"),
         ('{"schema_version": 1}', "KeyError"),
-        ('{"schema_version": 1, "tasks": [{"id": 1}]}', "TypeError"),
+        ('{"schema_version": 1, "tasks": [{"id": 1}]}', "KeyError"),
         ('{"schema_version": 1, "tasks": 5}', "TypeError"),
         ('{"schema_version": 0}', "no schema_version"),
         ('{"schema_version": true}', "no schema_version"),
@@ -270,12 +269,22 @@ def test_a_file_of_an_older_version_is_read_by_one_with_more_fields(tmp_path):
     path = tmp_path / "run.json"
     dump(path, finished_run())
     data = json.loads(path.read_text("utf-8"))
-    texts = {entry["problem"]: entry for entry in data["problems"]}
-    data["tasks"] = [
-        {**task, **{name: texts[task["problem"]][name] for name in llama_eval.TEXTS}} for task in data["tasks"]
-    ]
+    data["tasks"] = tasks_of(data)
     state = llama_eval.reader(Wider)(data)
     assert (state.colour, state.tags, state.tasks) == ("grey", [], finished_run().tasks)
+
+
+def test_a_file_of_the_second_version_is_read(tmp_path):
+    """It has the texts with the scores of the problems."""
+    path = tmp_path / "run.json"
+    dump(path, finished_run())
+    data = json.loads(path.read_text("utf-8"))
+    texts = {task["problem"]: task for task in tasks_of(data)}
+    for entry in data["problems"]:
+        entry |= {name: texts[entry["problem"]][name] for name in llama_eval.TEXTS}
+    data["tasks"] = [{name: task[name] for name in ("id", "problem", "sample")} for task in data["tasks"]]
+    path.write_text(json.dumps({**data, "schema_version": 2}), "utf-8")
+    assert load_quietly(path) == finished_run_as(load_quietly(path))
 
 
 def test_a_file_of_the_first_version_is_read(tmp_path):
@@ -283,9 +292,10 @@ def test_a_file_of_the_first_version_is_read(tmp_path):
     path = tmp_path / "run.json"
     dump(path, finished_run())
     data = json.loads(path.read_text("utf-8"))
-    texts = {entry["problem"]: entry for entry in data.pop("problems")}
+    data["tasks"] = tasks_of(data)
+    del data["problems"]
     for task in data["tasks"]:
-        task.update({name: texts[task["problem"]][name] for name in ("question", "expected")})
+        del task["order"]
     for result in data["task_states"].values():
         result.pop("partial")
         for name in ("tokens_counted", "first_token_seconds", "queue_seconds"):
