@@ -29,6 +29,7 @@ siblings, runs, command line.
 from __future__ import annotations
 
 import argparse
+import bisect
 import contextlib
 import fcntl
 import functools
@@ -57,6 +58,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from operator import attrgetter
 from pathlib import Path
 from statistics import NormalDist
 from types import FrameType
@@ -424,55 +426,76 @@ class Interrupted(BaseException):
 
 # ---- answers --------------------------------------------------------------------------------------------
 #
-# Pure text rules: which integer, or which option of a multiple choice, a text stands for; where a model's reasoning
-# ends, and which objects, boxes and announcements follow it. Every pattern is written to run in linear time, because a
-# response can be a megabyte of anything.
+# Pure text rules. A response is read once, as a list of statements: objects, boxes, announcements and the last line,
+# each with its place and its value, if it has one of the kind asked for. One rule chooses among them: the last of the
+# surest that has. Every pattern runs in linear time, because a response can be a megabyte of anything.
 
 LETTERS = "ABCDEFGHIJ"  # of the options of a multiple choice
-INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
-FOREIGN_DIGIT = re.compile(r"[^\D0-9]")
-WIDE_BRACKETS = {0xFF08: "(", 0xFF09: ")"}
-WIDE_LETTER = re.compile(r"[\uff21-\uff3a\uff41-\uff5a]")
 MAX_ANSWER = 2000  # characters; a longer "answer" is an essay, not a number
 
-# The dress of a number in LaTeX and prose.
-COLOUR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}")
-WRAPPERS = re.compile(
-    r"\\(?:text|math)(?:rm|bf|it|sf|tt|up|normal)?(?![a-zA-Z])|\\(?:bf|rm|it|normalsize|large|Large|LARGE|huge|Huge)"
-    r"(?![a-zA-Z])|\\(?:operatorname|boldsymbol|bm|boxed|fbox|framebox|mbox|emph|underline)\*?(?![a-zA-Z])"
+UNICODE_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")  # of JSON
+INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+FOREIGN_DIGIT = re.compile(r"[^\D0-9]")
+WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | dict.fromkeys(
+    map(ord, "−﹣"), "-"
+)  # the full-width forms of ASCII
+SIGN = re.compile(r"(?<![\w)\]}])[\u2010-\u2013](?=\}?[0-9])")  # the dashes that stand for a minus
+DIGIT_GAP = re.compile(
+    r"(?<=[0-9])(?:['’_٬\u2005\u2007\u2009]|(?:\{,\}|,?(?:\\[,:;! ]|[~\u00a0\u202f])+))(?=[0-9]{3}(?![0-9]))"
 )
-DIGIT_GAP = re.compile(r"(?<=[0-9,])(?:\\[,:;! ]|[~\u00a0\u202f])+(?=[0-9]{3}(?![0-9]))")
-IGNORABLE = re.compile(
-    r"\\(?:left|right|displaystyle|textstyle|quad|qquad|degree)(?![a-zA-Z])|\\[,;:!()\[\] ]|\^(?=\s*(?:st|nd|rd|th)\b)"
-    r"|(?:\^\s*(?:\\circ|°|∘)|°)(?:\s*[CF](?![a-zA-Z]))?|\\(?:circ|checkmark|[bB]igg?[lr]?)(?![a-zA-Z])|\\?[%$]"
-    r"""|[~*`€£¥"“”✓✅]"""
+# What LaTeX and Markdown dress a text with, and what has no bearing on the value of a number.
+LAYOUT = re.compile(
+    r"\\(?:(?:text|f)?color(?:box)?|[hv]space|[hv]?phantom)\*?\s*\{[^{}]*\}|\\(?:rule|fontsize)(?:\s*\{[^{}]*\}){2}"
+    r"|\\(?:begin|end)\s*\{[^{}]*\}(?:\{[^{}]*\})?"
+    r"|\\(?:math|text)(?:rm|bf|it|sf|tt|up|normal|md|sc)?\*?(?![a-zA-Z])"
+    r"|\\(?:bf|rm|it|bfseries|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge|operatorname"
+    r"|boldsymbol|bm|boxed|fbox|framebox|mbox|hbox|emph|underline|mathop|limits|ensuremath|centering|noindent|strut|mathstrut|selectfont)\*?(?![a-zA-Z])"
+    r"|(?<![\w)])[*_]+(?=\S)|(?<=\S)[*_]+(?![\w({\\])"
 )
+DRESS = re.compile(
+    r"\\(?:left|right|displaystyle|textstyle|quad|qquad|hfill|hspace|phantom|degree|circ|checkmark|textdollar|pounds|euro|[bB]igg?[lr]?"
+    r"|begingroup|endgroup)(?![a-zA-Z])|\\[,;:!()\[\] ]|\^(?=\s*(?:st|nd|rd|th)\b)"
+    r"|(?:\^\s*(?:\\circ|°|∘)|°)(?:\s*[CF](?![a-zA-Z]))?|\\?[%$&]"
+    r"""|[~`€£¥₹₽₩"“”✓✅]"""
+)
+PAIRS = ("()", "[]", "<>", "「」", "【】", "《》", "«»")  # brackets that can stand around an answer
 MODULUS = re.compile(r"(?:\\p?mod\s*\{?\s*[0-9]+\s*\}?|\\bmod\s*[0-9]+|\(\s*mod\s*[0-9]+\s*\))\s*$")
 ASIDE = re.compile(r"\((?![^()]*\b(?:or|and)\b)[^()\d]*\)\s*$")  # such as "(minutes)"
+NUMBER_WORD = (
+    r"(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w{3,5}teen|twenty|thirty|forty|fifty|sixty"
+    r"|seventy|eighty|ninety|hundred|thousand|million)"
+)
+IN_WORDS = re.compile(rf"^\s*{NUMBER_WORD}(?:[-\s]+(?:and\s+)?{NUMBER_WORD})*\s*(?=\()", re.IGNORECASE)
 LEAD_IN = re.compile(
-    r"^\s*(?:\(?[A-E]\)[\s.:]*(?=[-−0-9(])|(?:(?:the|final|our)\s+)*answer\s*(?:is\b)?[:\s]*)?"
-    r"(?:(?:approximately|about|roughly|exactly|the\s+(?:integer|number))\s)?",
+    r"^\s*(?:\(?[A-E]\)[\s.:]*(?=[-0-9(]))?(?:(?:approximately|about|roughly|exactly|the\s+(?:integer|number))\s)?",
     re.IGNORECASE,
 )
 THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
-EQUALITY = re.compile(r"(?<![!<>])=|\\(?:approx|equiv)(?![a-zA-Z])|[≈≡]")
+# What says that the text on its right is the text on its left: signs, arrows, words, and the colon after a word.
+EQUALITY = re.compile(
+    r"(?<![!<>])=|\\(?:approx|equiv|[a-zA-Z]*(?:arrow|to)|implies|iff|therefore)(?![a-zA-Z])|[≈≡→➜⇒⟹∴]"
+    r"|\b(?:is|are|equals?)\b|(?<=[^\W\d_)])\s*:(?=\s|$)"
+)
 UNEQUAL = re.compile(r"\\(?:not|neq?)(?![a-zA-Z])|=/=|[≠≢]")
 # Signs, left of an equation, that more than one thing is said.
-SEVERAL = re.compile(r"[,;<>]|[.!?]\s|\b(?:and|or|if|when|where|for|because|since|as)\b")
+CONDITION = re.compile(r"\b(?:if|when|where|for|because|since|as)\b")
+SEVERAL = re.compile(r"[,;<>]|[.!?]\s|\b(?:and|or)\b|" + CONDITION.pattern)
 # The same between two equality signs: a variable after a value, as in "m = 25, n = 8", and not in "m = 2 + n = 8".
 NEXT_EQUATION = re.compile(r"[^-+*/^(·×=_\s](?:\s+|\s*\\)[a-zA-Z]\s*$")
 BRACKETED = re.compile(r"\([^()]*\)")
 INTEGER = re.compile(
-    r"(?P<integer>[-+−]?\s*(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+))(?:\.0*|\s*(?:st|nd|rd|th)\b)?"
-    r"(?:\s*(?P<unit>(?:(?<=\s)(?:[a-zA-Z]{3,}|cm|mm|km|ft|in|yd|mi|kg|mg|lb|oz|ml|sq|hr|[mgsL])|(?![a-zA-Z])[^\W\d_]+)"
-    r"[²³]?(?:[\s/.-]+[^\W\d_]+)*(?:\s*\^\s*[23])?))?"
+    r"(?P<integer>[-+]?\s*(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}"
+    r"|[0-9]{1,3}(?: [0-9]{3})+))(?:\.0*|\s*(?:st|nd|rd|th)\b)?"
+    r"(?:\s*(?P<unit>(?:[a-zA-Z]{3,}|(?:cm|mm|km|ft|in|yd|mi|kg|mg|lb|oz|ml|sq|hr)(?![a-zA-Z])|(?<=\s)[mgsL](?![a-zA-Z])"
+    r"|(?![a-zA-Z])[^\W\d_]+)[²³]?(?:[\s/.-]+[^\W\d_]+)*(?:\s*\^\s*[23])?))?"
 )
 # A word after a number that makes it another number, or one of several.
 NOT_A_UNIT = re.compile(
-    r"\b(?:or|and|to|if|when|unless|but|not|pi|sqrt|root|mod|modulo|times|plus|minus|over|by|point|divided|multiplied"
+    r"\b(?:to|if|when|unless|but|not|pi|sqrt|root|mod|modulo|times|plus|minus|over|by|point|divided|multiplied"
     r"|squared|cubed|raised|more|less|fewer|log|ln|sin|cos|tan|exp|half|halves|thirds?|quarters?|fifths?|sixths?"
-    r"|sevenths?|eighths?|ninths?|(?:ten|hundred|thousand|million)ths?|dozens?|hundred|thousand|million|billion|trillion"
-    r"|lakhs?|crores?|mil|mille|tausend|millionen|тысяч\w?|миллион\w*|factorial|choose|o|ou|oder|und|et|y|или|и|или)\b"
+    r"|sevenths?|eighths?|ninths?|(?:ten|hundred|thousand|million)?ths?|dozens?|hundred|thousand|million|billion|trillion"
+    r"|lakhs?|crores?|mil|mille|tausend|millionen|тысяч\w?|миллион\w*|factorial|choose)\b"
+    rf"|^(?:or|and|o|ou|oder|und|et|y|или|и)\b|\b(?:or|and)\s+(?:{NUMBER_WORD}|\w)\b"
     r"|(?<![a-zA-Z])[¹²³]|(?<![\u0370-\u03ff])[\u0370-\u03ff]{1,2}(?![\u0370-\u03ff])"
     r"|[¼-¾\u2070-\u209f\u2150-\u218f百千万亿億만억的吗或和]|または",
     re.IGNORECASE,
@@ -480,19 +503,18 @@ NOT_A_UNIT = re.compile(
 HEDGE = re.compile(
     r"\b(?:or|either|oder|ou|или|atau|lub|veya|hoặc|أو|या)\b|\\(?:lor|vee)(?![a-zA-Z])|或|または|또는", re.IGNORECASE
 )
-LIST_WORD = re.compile(r"(?:or|and|oder|ou|o|und|et|y|или|и)\b|或|和|または", re.IGNORECASE)
-NUMBER = re.compile(r"(?<![a-zA-Z0-9_.])[-−]?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?")
+NUMBER = re.compile(r"(?<![a-zA-Z0-9_.])-?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?")
 
 OPTION_WORD = re.compile(
-    r"^\s*(?:(?:the|final|correct|right|best|my|answer|option|choice|letter|is|would|must|has to|be|therefore|thus"
-    r"|hence|so|that|la|(?:we|I)\s+(?:choose|select|pick)|选项?)\b[\s:,]*|[→➜⇒∴]\s*|选项?)*",
+    r"^\s*(?:X\s*[=:]|(?:the|it|final|correct|right|best|my|answer|option|choice|letter|is|would|must|has to|be"
+    r"|therefore|thus|hence|so|that|la|(?:we|I)\s+(?:choose|select|pick)|选项?)\b[\s:,]*|[→➜⇒∴]\s*|选项?)*",
     re.IGNORECASE,
 )
 # A letter alone, or before the text of its option, the reason for it, or a script that sets no spaces.
 OPTION = re.compile(
-    r"[(\[]?\s*(?P<letter>[A-J])\s*(?:[)\].:]*|(?:[)\]][).:,]?|[.:])\s(?P<text>.*)"
-    r"|[)\]]?(?P<script>(?:です|だ)(?=[。，、]|$).*|[。，、].*)"
-    r"|[)\]]?(?:\s[-–—]\s|;\s|\s+\()(?P<aside>.*)"
+    r"[(\[]?\s*(?P<letter>[A-J])\s*(?:[)\].:]*|(?:[)\]][).:,]?|[.:])(?:\s|(?<=:)(?=[^\x00-\x7f]))(?P<text>.*)"
+    r"|[)\]]?(?P<script>(?:です|だ|입니다|이다|है)(?=[。,、]|$).*|[。、].*|,(?=[^\x00-\x7f]).*)"
+    r"|[)\]]?(?:\s[-–—]\s|;\s|,\s(?!.*(?<!\w)[A-J](?!\w))|\s+\()(?P<aside>.*)"
     r"|[)\]]?,?\s(?:i\.e\.|(?:because|since|as(?!\s+well)|which|due|for|given|not|rather|instead)\b).*)",
     re.DOTALL,
 )
@@ -505,45 +527,65 @@ CHOSEN = re.compile(
 )
 # Words after a letter that take it back: another letter, its label, or a denial.
 ANOTHER_OPTION = re.compile(
-    r"\s*(?:(?:[,/&。，、]|(?:or|and|oder|und|et|ou|y|o|и|или)\b|和|或)\s*)+[(\[]?[A-HJ](?:[)\].:,]|\s*$)"
-    r"|\s*(?:[(\[]?[A-HJ][)\]](?!\w)|[A-HJ]\s*$)|.*[\s(;,][A-HJ][):]\s|\s*(?:is\s+)?(?:not|no|wrong|false|incorrect)\b",
+    r"\s*(?:(?:[,/&。、]|(?:or|and|oder|und|et|ou|y|o|и|или)\b|和|或)\s*)+[(\[]?[A-HJ](?:[)\].:,]|\s*$)"
+    r"|\s*(?:[(\[]?[A-HJ][)\]](?!\w)|[A-HJ]\s*$)|(?!not\b).*[\s(;,][A-HJ][):]\s"
+    r"|\s*(?:is\s+)?(?:not|no|wrong|false|incorrect)\b(?!\s+[(\[]?[A-J]\b)",
     re.DOTALL | re.IGNORECASE,
 )
+
+
+def ascii_text(text: str) -> str:
+    """`text` with the digits, signs and full-width forms of every script in ASCII, and no invisible characters."""
+    text = UNICODE_ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), text)
+    if text.isascii():
+        return text
+    text = FOREIGN_DIGIT.sub(lambda digit: str(int(digit[0])), INVISIBLE.sub("", text))
+    return SIGN.sub("-", text.translate(WIDE))
+
+
+def plain(text: str, gap: str = " ") -> str:
+    """`text` without what LaTeX and Markdown dress its parts with: fonts, sizes, colours, dollars, spacing, braces.
+
+    A `gap` is where a font or a brace was.
+    """
+    text = LAYOUT.sub(gap, DIGIT_GAP.sub("", text.replace("\\\\", "\\").replace("{,}", ",")))
+    return DRESS.sub(" ", text.replace("}{", " / ").replace("{", gap).replace("}", gap))
+
+
+def unwrapped(text: str) -> str:
+    """`text` without the brackets and quotes that stand around all of it."""
+    text = text.strip()
+    for pair in PAIRS * 3:
+        inside = text[1:-1]
+        if len(text) > 1 and text[0] + text[-1] == pair and inside.find(pair[0]) <= max(inside.find(pair[1]), -1):
+            text = inside.strip()
+    return text
 
 
 def parse_integer(text: str) -> str | None:
     """The integer that all of `text` stands for, in canonical form ("16" for "016"), or None.
 
     Peels what LaTeX and prose put around a number: fonts, colours, $, degree signs, spacing, thousands
-    commas, ".0", trailing units, the left side of an equation. The rest must be one integer.
+    separators, ".0", trailing units, the left side of an equation. The rest must be one integer.
     """
     if len(text) > MAX_ANSWER or text.count("{") != text.count("}") or UNEQUAL.search(text):
         return None
-    text = COLOUR.sub(" ", DIGIT_GAP.sub("", ascii_text(text).replace("{,}", ",").replace("\\\\", "\\")))
-    text = IGNORABLE.sub(" ", WRAPPERS.sub(" ", text.replace("{", " ").replace("}", " "))).rstrip(" .,。")
-    text = ASIDE.sub(" ", MODULUS.sub(" ", text))
+    text = IN_WORDS.sub("", plain(ascii_text(text)).rstrip(" .,。"))
+    text = re.sub(r"(?<=\s)!+\s*$", "", ASIDE.sub(" ", MODULUS.sub(" ", text)))
     *left, text = EQUALITY.split(text)
-    several = any(SEVERAL.search(BRACKETED.sub("", THOUSANDS.sub("", part))) for part in left)
+    valued = [part for part in left if len(left) > 1 or CONDITION.search(part) or re.search(r"\d", part)]
+    several = any(SEVERAL.search(BRACKETED.sub("", THOUSANDS.sub("", part))) for part in valued)
     if several or any(NEXT_EQUATION.search(part) for part in left[1:]):
         return None
-    text = LEAD_IN.sub("", text, count=1).strip().rstrip(" .")
-    match = INTEGER.fullmatch(text[1:-1].strip() if text.startswith("(") and text.endswith(")") else text)
+    match = INTEGER.fullmatch(unwrapped(LEAD_IN.sub("", text, count=1).strip().rstrip(" .")))
     if not match or (match["unit"] and NOT_A_UNIT.search(match["unit"])):
         return None
     return canonical(match["integer"])
 
 
-def ascii_text(text: str) -> str:
-    """`text` without invisible characters, with the decimal digits of every script as 0 to 9, and plain letters."""
-    if text.isascii():
-        return text
-    text = FOREIGN_DIGIT.sub(lambda digit: str(int(digit[0])), INVISIBLE.sub("", text))
-    return WIDE_LETTER.sub(lambda wide: chr(ord(wide[0]) - 0xFEE0), text)
-
-
 def canonical(integer: str) -> str:
-    """An integer without thousands commas, plus sign and leading zeros."""
-    digits = integer.replace(",", "").replace("−", "-").replace(" ", "").lstrip("+")
+    """An integer without separators of thousands, plus sign and leading zeros."""
+    digits = integer.replace(",", "").replace(" ", "").lstrip("+")
     magnitude = digits.lstrip("-").lstrip("0") or "0"
     return f"-{magnitude}" if digits.startswith("-") and magnitude != "0" else magnitude
 
@@ -552,11 +594,9 @@ def parse_letter(text: str) -> str | None:
     """The letter of the option that all of `text` names, such as "B" for "(b)" or "Option B: the proton", or None."""
     if len(text) > MAX_ANSWER or text.count("{") != text.count("}"):
         return None
-    text = ascii_text(text).replace("\\\\", "\\").translate(WIDE_BRACKETS)
-    text = IGNORABLE.sub(" ", WRAPPERS.sub("", COLOUR.sub("", text)).replace("{", "").replace("}", ""))
-    text = OPTION_WORD.sub("", text, count=1).strip(" .")
-    while text.startswith("(") and text.endswith(")") and text.find("(", 1) <= text.find(")", 0, -1):
-        text = OPTION_WORD.sub("", text[1:-1], count=1).strip(" .")
+    text, before = plain(ascii_text(text), gap=""), ""
+    while text != before:
+        before, text = text, unwrapped(OPTION_WORD.sub("", text, count=1).strip(" ."))
     text = text.upper() if len(text.strip("()[]. ")) == 1 else text
     option = OPTION.fullmatch(text)
     if not option or ANOTHER_OPTION.match(option["text"] or option["script"] or option["aside"] or ""):
@@ -564,115 +604,136 @@ def parse_letter(text: str) -> str | None:
     return option["letter"]
 
 
-# The models' tags around their reasoning; one in backticks is only mentioned.
-THINKING = r"(?:(?:seed:)?think(?:ing)?|thought|reasoning)"
-# In one that closes, a group is matched. It looks back only at a bracket: ten times as fast as to do so everywhere.
-THINKING_TAG = re.compile(
-    rf"<(?<!`<)(?:(/)?{THINKING}|\|(?:begin|(end))_of_thought\|)>|◁(?<!`◁)(/)?think▷|\[(?<!`\[)(/)?THINK\]",
+# A model's tag, in the brackets that are in use, which says by its name what it parts; one in backticks is only
+# mentioned. A channel's name stands behind it. What is left of the tags of harmony without their brackets counts, too.
+TAG = re.compile(
+    r"<\|channel\|?>\s*(?P<channel>[a-z]+)[^<\n]{0,40}(?:<\|constrain\|>[^<]{0,40})?(?:<\|message\|>)?"
+    r"|<(?<!`<)(?:\|(?P<piped>/?[a-zA-Z][\w:-]{0,40})\|?|(?P<angle>/?[a-zA-Z][\w:-]{0,40}\|?))>|◁(?<!`◁)(?P<triangle>/?\w{1,40})▷"
+    r"|\[(?<!`\[)(?P<square>/?(?:THINK|THOUGHT|BEGIN|START|END)[A-Z_ ]{0,40})\]"
+    r"|(?:\A\s*|assistant)(?P<bare>analysis|commentary)(?=[^\W_a-z]|[^\w\s:,.;'-])|(?P<final>assistantfinal)"
+)
+THOUGHT = re.compile(
+    r"think|thought|reason|analysis|commentary|inner|monolog|scratch|reflect|ponder|deliberat|cot(?![a-z])",
     re.IGNORECASE,
 )
-FINAL_CHANNEL = re.compile(r"<\|channel\|>final\b[^<]{0,40}(?:<\|constrain\|>[^<]{0,40})?<\|message\|>")
-BOX_TOKEN = re.compile(
-    r"(?P<box>(?<![a-zA-Z])(?:boxed|fbox|framebox)\s*(?:\[[^\]\n]{0,40}\]\s*){0,2})\{|(?<=\\)(?:boxed|fbox|framebox)\s*"
-    r"(?P<bare>[-−]?[0-9]+(?:,[0-9]{3})*)(?=[.,;]?\s*(?:\$|\\[)\]]|\n|$)|[.,;]\s+[a-zA-Z])|\\[{}]|(?P<open>\{)|(?P<close>\})"
+RESPONSE = re.compile(r"response|^final$|^assistantfinal$", re.IGNORECASE)
+CLOSING = re.compile(r"^/|(?:^|[_\s-])(?:end|suffix|stop|close)(?:$|[_\s-])|\|$", re.IGNORECASE)
+MESSAGE_ENDS = ("end", "start", "return", "channel")
+STEPS = re.compile(r"\s*Here are my reasoning steps:")  # Apriel's; what ends them is a tag
+# An element at the beginning whose name nobody here knows: reasoning, if it has an end and more follows.
+LEADING_ELEMENT = re.compile(
+    r"\s*(?P<bracket>[<\[])(?!(?:answer|response|final|solution|result|output)\b)(?P<name>[\w:-]{3,40})[>\]]"
 )
-# The content of a box when a model repeats its instructions.
+
+
+def final_part(content: str, whole: bool = True) -> str | None:
+    """The text after the model's reasoning, or None when the reasoning was never closed."""
+    begin, end, thinking = 0, len(content), not whole and STEPS.match(content) is not None
+    element = LEADING_ELEMENT.match(content)
+    if element:
+        close = f"{element['bracket']}/{content[element.start('name') : element.end()]}"
+        at = content.find(close) + len(close)
+        begin = at if at >= len(close) and re.search(r"\w", content[at : at + MAX_ANSWER]) else 0
+    final = False
+    for tag in TAG.finditer(content, begin):
+        name = next(filter(None, tag.groups()))
+        closes, thought, over = CLOSING.search(name), THOUGHT.search(name), name.strip("|") in MESSAGE_ENDS
+        if RESPONSE.search(name) and not closes:
+            begin, end, thinking, final = tag.end(), len(content), False, True
+        elif RESPONSE.search(name) or (final and (thought or over)):
+            end = min(end, tag.start())
+        elif (thought and closes) or (thinking and over):
+            begin, thinking = tag.end(), False
+        elif thought:
+            thinking = True
+    return None if thinking else content[begin:end]
+
+
+# A box or an object that opens, the key of an answer, or a brace.
+TOKEN = re.compile(
+    r"(?P<box>(?<![a-zA-Z])(?:boxed|fbox|framebox)\s*(?:\[[^\]\n]{0,40}\]\s*){0,2})\{|(?<=\\)(?:boxed|fbox|framebox)\s*"
+    r"(?P<bare>-?[0-9]+(?:,[0-9]{3})*)(?=[.,;]?\s*(?:\$|\\[)\]]|\n|$)|[.,;]\s+[a-zA-Z])"
+    r"""|(?P<key>(?P<escaped>\\)?["'](?i:answer)\\?["']\s*:\s*)|\\[{}]|(?P<open>\{)|(?P<close>\})"""
+)
+# The value of a key, alone or as the only one of a list or an object; a number, word or equation needs no quotes.
+VALUE = re.compile(
+    r"""(?P<within>(?:[\[{\s]|/\*[^*]{0,200}\*/|//[^\n]{0,200}\n)*(?:["'][^"'{}\[\]:]{0,40}["']\s*:\s*)?)(?:"(?P<string>(?:[^"\\]|\\.){0,2000})\""""
+    r"""|'(?P<single>[^'\n]{0,2000})'|(?P<word>(?:[^,}\]\n"'/#]|,(?=[0-9]{3}(?![0-9]))|/(?![/*])){1,2000}?))\s*"""
+    r"""(?P<end>,(?=\s*(?:["'}\]/#]|[a-zA-Z_]+\s*:|\Z))|\\?[}\]]|\n|//|/\*|#|\Z)""",
+    re.DOTALL,
+)
+ESCAPE = re.compile(r'\\(["\\/n])')
+# The content of a box or an object when a model repeats its instructions.
 PLACEHOLDER = re.compile(
     r"\s*(?:\\text\s*\{)?[\s<\[]*(?:(?:your|the|final|integer|numerical)\s+)*"
-    r"(?:answer|number|integer|result|value|N|X|\?+|_+|\.{2,}|…|\\l?c?dots)?(?:\s+here)?[\s>\]]*\}?\s*",
+    r"(?:answer|number|integer|string|result|value|null|N|X|\?+|_+|\.{2,}|…|\\l?c?dots)?(?:\s+here)?[\s>\]]*\}?\s*",
     re.IGNORECASE,
 )
 MAX_HEDGE_WORDS = 3  # such as "or possibly"
-OBJECT_START = re.compile(r'\{\s*"')
-MAX_OBJECTS = 30  # how many JSON objects, from the end, are tried: each try may read on to the end
-PADDED = re.compile(r'("answer"\s*:\s*-?)(?:\+0*|0+)(?=[0-9])')  # {"answer": 016} is no JSON, but how AIME writes 16
-BACKSLASH = re.compile(r'\\(?:u(?=[0-9a-fA-F]{4})|["\\/n])|\\')
-# Numbers stay text: int() of a long digit string is quadratic. Not strict: models put raw line breaks into strings.
-TRAILING_COMMA = re.compile(r",\s*(?=[}\]])")
-DECODER = json.JSONDecoder(parse_int=str, parse_float=str, strict=False)
-
-
-def final_part(content: str) -> str | None:
-    """The text after the model's reasoning, or None when the reasoning was never closed."""
-    tag = None
-    for tag in THINKING_TAG.finditer(content):  # noqa: B007 - the last one is wanted
-        pass
-    if tag and not tag.lastindex:
-        return None
-    content = content[tag.end() :] if tag else content
-    if "<|channel|>" not in content:
-        return content
-    finals = list(FINAL_CHANNEL.finditer(content))
-    return content[finals[-1].end() :].partition("<|end|>")[0] if finals else None
-
-
-def json_answer(text: str) -> str | None:
-    """The value of "answer" in the last complete JSON object that has one, as text; None when it says nothing."""
-    given = [value for value in json_answers(text) if not is_echo(value)]
-    answer = given[-1] if given else None
-    return answer if answer is None or isinstance(answer, str) else json.dumps(answer)
-
-
-def json_answers(text: str) -> list[Any]:
-    """The values of "answer" in the complete JSON objects of a text; numbers are kept as they are written."""
-    text = text.replace(r"\{", "{").replace(r"\}", "}")
-    text = BACKSLASH.sub(lambda escape: escape[0] if len(escape[0]) > 1 else r"\\", text)
-    text = TRAILING_COMMA.sub("", PADDED.sub(r"\1", text))
-    answers, end = [], 0
-    for start in [match.start() for match in OBJECT_START.finditer(text)][-MAX_OBJECTS:]:
-        if start < end:
-            continue  # within the object before
-        try:
-            value, end = DECODER.raw_decode(text, start)
-        except (ValueError, RecursionError):
-            continue
-        answers += answers_within(value)
-    return answers
-
-
-def is_echo(value: Any) -> bool:
-    """Whether the value of "answer" is only a placeholder, of the instructions or of a JSON schema."""
-    return is_placeholder(value) if isinstance(value, str) else isinstance(value, dict) and "type" in value
 
 
 def is_placeholder(text: str) -> bool:
-    """Whether an answer is the placeholder of the instructions."""
+    """Whether an answer is the placeholder of the instructions, or nothing."""
     return len(text) <= MAX_ANSWER and PLACEHOLDER.fullmatch(" ".join(text.split())) is not None
 
 
-def answers_within(value: Any) -> list[Any]:
-    """The values of "answer" in an object, or if it has none, in those it holds."""
-    found, todo = [], [value]
-    while todo:
-        value = todo.pop()
-        if isinstance(value, dict) and "answer" in value:
-            found.append(value["answer"])
-        else:
-            todo += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    return found[::-1]
+def value_at(text: str, start: int, end: int) -> str:
+    """The value of the key of a JSON object that ends at `start`, as text, "…" for none.
 
-
-def boxed_answer(text: str, whole: bool) -> str | None:
-    """The content of the last box that is closed and holds more than a placeholder, or None.
-
-    A box closed later counts as later, so of nested boxes the outer one is taken; a box that is never closed
-    is no answer, and neither is a part of it, nor bare digits at the end of a text that is not `whole`.
+    Where it is no string, number or equation, alone or as the only one of a list or an object, all that there is up to
+    the `end` of the object.
     """
-    boxes: list[tuple[int, int]] = []
-    stack: list[tuple[bool, int]] = []
-    for token in BOX_TOKEN.finditer(text):
+    value = VALUE.match(text, start)
+    several = value and re.search(r"[\[{]", value["within"]) and value["end"] == ","
+    given = next(value[name] for name in ("string", "single", "word") if value[name] is not None) if value else ""
+    if not value or several or given.count("{") != given.count("}"):
+        return text[start:end].strip()
+    if value["word"] and re.fullmatch(r"\s*(?!null\b)\w{2,}\s*", given) and not re.search(r"\d", given):
+        return "…"  # true, say, or the name of a variable
+    return ESCAPE.sub(lambda escape: "\n" if escape[1] == "n" else escape[1], given).strip()
+
+
+def closed(text: str, whole: bool) -> Iterator[tuple[int, int, str, str]]:
+    """The boxes and the JSON objects with an answer, as they close: begin, end, method and content of each.
+
+    One that is never closed is no answer, and neither is a part of it, nor are bare digits at the end of a text that
+    is not `whole`.
+    """
+    stack: list[list[Any]] = []  # of the braces that are open: what begins there, its place, that of its key's value
+    for token in TOKEN.finditer(text):
         if token["bare"] and (whole or text[token.end() : token.end() + MAX_ANSWER].strip(".,; ")):
-            boxes.append(token.span("bare"))
+            yield token.start(), token.end(), "boxed", token["bare"]
         elif token["box"] is not None or token["open"]:
-            stack.append((token["box"] is not None, token.end()))
+            stack.append(["boxed" if token["box"] is not None else None, token.end(), None])
+        elif token["key"] and stack:
+            stack[-1][2] = token.end() if whole or not token["escaped"] else None
+        elif token["key"] and whole:
+            yield token.start(), token.end(), "json", value_at(text, token.end(), token.end())
         elif token["close"] and stack:
-            is_box, start = stack.pop()
-            if is_box:
-                boxes.append((start, token.start()))
-    boxes = [(a, b) for a, b in boxes if b - a > MAX_ANSWER or not is_placeholder(text[a:b])]
-    if len(boxes) > 1 and joined_by_or(text[boxes[-2][1] : boxes[-1][0]][:100]):
-        return text[boxes[-2][0] : boxes[-1][1]]
-    return text[slice(*boxes[-1])] if boxes else None
+            box, start, key = stack.pop()
+            if key is not None:
+                yield start, token.end(), "json", value_at(text, key, token.start())
+            elif box:
+                yield start, token.end(), box, text[start : token.start()]
+
+
+def enclosed(text: str, whole: bool, placeholders: bool = False) -> list[tuple[int, int, str, str]]:
+    """The boxes and the JSON objects with an answer, in order, with begin, end, method and content of each.
+
+    Of those within another only the outer one counts, boxes joined by "or" are one; `placeholders` only if asked for.
+    """
+    found: list[tuple[int, int, str, str]] = []
+    for begin, end, method, content in closed(text, whole):
+        if not placeholders and is_placeholder(content):
+            continue
+        while found and found[-1][0] > begin:
+            found.pop()
+        if method == "boxed" and found and joined_by_or(text[found[-1][1] : begin][:100]):
+            first, _, _, other = found.pop()
+            found.append((first, end, method, f"{other} or {content}"))
+        else:
+            found.append((begin, end, method, content))
+    return found
 
 
 def joined_by_or(text: str) -> bool:
@@ -681,15 +742,23 @@ def joined_by_or(text: str) -> bool:
     return 0 < len(words) <= MAX_HEDGE_WORDS and any(HEDGE.fullmatch(word) for word in words)
 
 
+# The words for an answer in languages with and without Latin letters, and what joins them to it.
+ANSWER_WORD = r"answer|antwort|r[ée]ponse|respuesta|resposta|risposta|antwoord|svar|cevap|odpowied[źz]|jawaban"
+FOREIGN_ANSWER = r"ответ|відповідь|答案|答え|解答|正解|정답|उत्तर|উত্তর|الجواب|الإجابة|جواب|پاسخ|תשובה|คำตอบ"
 MARKER = re.compile(
-    r"""answer[*_"'”’\\]*\s*(?:(?:is|of|(?:must|should|would|has to) be)\b|[:=：|→➜]|[–—-]\s)|answer[*_]*[ \t]*\n"""
-    r"|\bans[.:]\s|<answer[^<>]{0,40}>|答案[*_]*\s*(?:应该|应当|应)?(?:是|为|為|等于)?[:：]?"
-    r"|(?:antwort|r[ée]ponse|respuesta|resposta|risposta)(?:\s(?:\w{1,12}\s)?(?:ist|lautet|est|es|é|è)\b|[*_]*\s?:)"
-    r"|ответ[*_]*\s?[:—–-]|(?:答え|正解)は|정답[은:]",
-    re.IGNORECASE,
+    rf"""(?<!["'])(?:{ANSWER_WORD})[*_"'”’\\]*(?:\s*\([^()\n]{{1,60}}\))?"""
+    r"(?:\s(?:to|for)\s[^.:!?\n]{1,80}?\s)?"
+    r"[*_]*\s*(?:(?:is|of|(?:must|should|would|has to) be)\b|(?:\w{1,12}\s)?(?:ist|lautet|est|es|é|è|jest|är|adalah)\b"
+    r"|[:=|→➜]|[–—-]\s)"
+    rf"|(?:{ANSWER_WORD})[*_]*[ \t]*\n|\bans[.:]\s|<answer[^<>]{{0,40}}>"
+    rf"|(?:(?:{FOREIGN_ANSWER})[*_】\]]*|[答답](?=[:은]))\s*(?:应该|应当|应)?"
+    r"(?:(?:是|为|為|等于|は|은|는|:|=)\s*:?|[–—-]\s|(?=\W{0,4}(?:[0-9选]|[A-J](?![a-z])))|[ \t]*\n)"
+    r"|^####\s*(?=\W{0,3}(?:[0-9][0-9,.]*|[A-J])(?:\s(?-i:[a-z])\w*){0,2}\W*$)",
+    re.IGNORECASE | re.MULTILINE,
 )
 OPTION_MARKER = re.compile(
-    MARKER.pattern + r"|(?:option|choice|letter)[*_]*\s*(?:is\b|:)|选择|选项是|故选|因此选", re.IGNORECASE
+    MARKER.pattern + r"|(?:option|choice|letter)[*_]*\s*(?:is\b|:)|选择|选项是|故选|因此选",
+    re.IGNORECASE | re.MULTILINE,
 )
 MAX_MARKERS = 100
 MARKED_LENGTH = 300  # characters after a marker that may hold its answer
@@ -698,41 +767,44 @@ FILLER = re.compile(
     r"|entonces|quindi)\b[,:\s]*)+",
     re.IGNORECASE,
 )
-# Words after "the answer is" where no answer is meant, and before "the answer" where it is yet to come.
-NOT_MARKING = re.compile(
-    r"(?:clear|correct|right|wrong|incorrect|unique|valid|not|in|at|on|below|above|found|to|within)\b", re.IGNORECASE
-)
+# Words before "the answer" where it is yet to come.
 SEARCHING = re.compile(
     r"\b(?:find|get|reach|determine|compute|calculate|obtain|derive)\s+(?:the|our|an|its)\s+(?:final\s+|correct\s+)?$",
     re.IGNORECASE,
 )
 MISTAKEN = re.compile(
-    r"\b(?:wrong|incorrect|mistaken|false|previous|earlier|naive)\s+(?:final\s+)?$|\bif\b[^.!?\n]*$", re.IGNORECASE
+    r"\b(?:wrong|incorrect|mistaken|false|previous|earlier|naive)\s+(?:final\s+)?$|\bof\s+(?:the|our|this)\s+$"
+    r"|\b(?:people|students|some|others?|many)\s+(?:\w+\s+){0,3}$|\b(?:if\b|for\s+\w\s*=)[^.!?\n]*$",
+    re.IGNORECASE,
 )
-# Words after a number that take it back.
+# Words after an answer that take it back.
 WITHDRAWN = re.compile(
     r"(?:(?<=[0-9)}$*`])|(?<=\b[A-J]))(?i:[\s,;—–-]*(?:(?:but|which|that|this|it|is|was)\s+)*(?:wrong|incorrect|no"
     r"|not\s+(?:right|correct|valid))\b)|[.!?][*_]*\s+(?i:wait|hmm|no,|actually,)"
 )
+TAKEN_BACK = re.compile(
+    r"[\s$*_)}\]\\.,;:!`—–-]*(?:(?:but|no|wait|oh|oops|sorry|hmm+|that|this|it|is|was)\b[\s,.!…:—-]+)*"
+    r"(?:wrong|incorrect|not\s+(?:right|correct|valid)|correction|scratch\s+that|I\s+(?:have\s+to|must)\s+correct)\b",
+    re.IGNORECASE,
+)
 STRUCK = re.compile(r"~~[^~\n]*~~")
-TAG = re.compile(r"</?[a-zA-Z][^<>]{0,80}>|<\|[a-z_]{1,40}\|>")
+TOKENS = re.compile(r"<(?![A-J]>)/?[a-zA-Z][^<>]{0,80}>|<\|[^<>|\s]{1,40}\|>|\[/[A-Z]{1,20}\]")
 NOTE = re.compile(r"(?<=[0-9$*°})`.])\s+\((?!\s*(?:or|oder|ou)\b)[^()]*\)")  # after a number, such as "(see above)"
 # Where the statement of an answer ends.
 CLAUSE_END = re.compile(
     r"(?<=[0-9)}$*°`])[.!][*_]*\s+(?=[^\W\d_])|[.!]\s+(?=[A-Z])|,?\s+(?:since|because|as|which|where|given|so|but)\b"
-    r"|\s+\|\s|(?<=[0-9]):\s|(?<=[0-9])[，。；]|(?<=[0-9])\.\s+(?=[0-9][^.]*=)|\s+out\s+of\b|\s[✅✓✔]"
+    r"|\s+\|\s|(?<=[0-9]):\s|(?<=[0-9])(?:。|[,;](?=[^\x00-\x7f]))|(?<=[0-9])\.\s+(?=[0-9][^.]*=)|\s+out\s+of\b|\s[✅✓✔]"
     r"|,\s+(?:i\.e\.|(?:by|from|using|via|obtained|found|not)\b)|,?\s+and\s+(?:we|the|this|it|that)\b"
     r"|,\s*['\"][a-z_]+['\"]\s*:",
     re.IGNORECASE,
 )
 # The integer a clause begins with, unless the text after it makes it a part of something else.
 LEADING_INTEGER = re.compile(
-    r"""(?P<integer>[-−]?[0-9]+(?:,[0-9]{3})*)(?![0-9a-zA-Z])["'”’)\]}_]*(?:[^\w+/^=<>\\·×(–-]*$"""
-    r"""|\s*[.!]\s+(?=\D)|[。！（]|(?P<pause>[,;:]\s|[，；：、]|\s[(—–-]\s?)?\s*(?P<word>[^\W\d_]+)(?!\())"""
+    r"""(?P<integer>-?[0-9]+(?:,[0-9]{3})*)(?![0-9a-zA-Z])["'”’)\]}_]*(?:[^\w+/^=<>\\·×(–-]*$"""
+    r"""|\s*[.!]\s+(?=\D)|。|(?P<pause>[,;:]\s|[,;:](?=[^\x00-\x7f])|、|\s?[(—–-]\s?)?\s*(?P<word>[^\W\d_]+)(?!\())"""
 )
-LIST_ITEM = re.compile(r"1[.)]\s+[^\W\d_]")  # the first of the steps to "find the answer:", say
-MARKUP = "_*:：。# \t\r“”\"'"
-BULLET = re.compile(r"(?:[-–—•+]\s+)+")
+MARKUP = "_*:。# \t\r“”\"'"
+BULLET = re.compile(r"\A(?:(?:[-–—•+]|\(?1[.)](?=\s+\W*(?:[0-9]|[A-J]\b)))\s+)+")
 # The ways in which an answer is found or missed, each with its meaning.
 METHODS = {
     "json": "the last JSON object with an answer",
@@ -753,11 +825,25 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Found:
-    """An answer as the model wrote it, None where there is none, how it was found or missed, and whether for sure."""
+    """An answer as the model wrote it, None for none, how it was found or missed, and the doubt about it, if any."""
 
     answer: str | None
     method: str
-    confident: bool = True
+    doubt: str = ""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A part of a response that gives an answer, or tries to: its place, what it says, and how much that counts for.
+
+    `rank` is 3 for an object, a box or an announcement that say one thing, or offer several to choose from; 2 for the
+    end of a sentence that begins as an announcement; 1 for a guess at the last line; 0 where there is no value.
+    """
+
+    place: int
+    end: int
+    found: Found
+    rank: int
 
 
 def offered_integers(text: str) -> set[str] | None:
@@ -780,65 +866,90 @@ def unless_hedged(answer: str, method: str, kind: Kind) -> Found:
     return Found(offered.pop(), method) if len(offered) == 1 and "" not in offered else Found(None, "hedged")
 
 
-def marked_answer(text: str, whole: bool, kind: Kind) -> Found | None:
-    """The answer after the last explicit marker ("the answer is", "Answer:", "答案是") that has a value after it."""
+def announcements(text: str, whole: bool, kind: Kind) -> Iterator[Statement]:
+    """What follows the explicit markers of a text: "the answer is", "Answer:", "答案是"."""
     end = text.rstrip(MARKUP)[-MARKED_LENGTH:]
-    for marker in reversed(list(kind.marker.finditer(text))[-MAX_MARKERS:]):
-        line = marked_line(text, marker, kind)
-        if line and (
-            whole or not end.endswith(line) or CLAUSE_END.search(line)
-        ):  # else it is cut off, maybe in a number
-            return kind.read_marked(line)
-    return None
+    for marker in list(kind.marker.finditer(text))[-MAX_MARKERS:]:
+        line, beside = marked_line(text, marker, kind)
+        # A line at the end of a text that is cut off may be cut off within a number.
+        if not line or not (whole or not end.endswith(line) or CLAUSE_END.search(line)):
+            continue
+        found = kind.read_marked(line, beside)
+        rank = 3 if not found.doubt else 2 if found.answer else 0
+        yield Statement(marker.start(), text.find(line[-20:], marker.end()) + len(line[-20:]), found, rank)
 
 
-def marked_line(text: str, marker: re.Match[str], kind: Kind) -> str:
-    """The text that a marker points at: the rest of its line, or the next one with a word; "" where it has none."""
+def marked_line(text: str, marker: re.Match[str], kind: Kind) -> tuple[str, bool]:
+    """The text that a marker points at: the rest of its line, or the next one with a word; "" where it has none.
+
+    And whether it stands beside the marker.
+    """
     following = text[marker.end() : marker.end() + MARKED_LENGTH]
-    rest, *more = TAG.sub(" ", STRUCK.sub("", following)).split("\n")
+    rest, *more = TOKENS.sub(" ", STRUCK.sub("", following)).split("\n")
     rest, before = rest.strip(MARKUP), text[max(0, marker.start() - MARKED_LENGTH) : marker.start()]
+    beside = bool(rest)
     if not rest:
         searching = SEARCHING.search(before)
-        lines = (BULLET.sub("", line.strip(MARKUP + ">"), count=1) for line in more)
+        lines = (BULLET.sub("", line.strip(MARKUP + ">")) for line in more)
         rest = "" if searching else next((line for line in lines if re.search(r"\w", line)), "")
     rest = FILLER.sub("", rest, count=1)
-    nothing = LIST_ITEM.match(rest) or NOT_MARKING.match(rest) or MISTAKEN.search(before)
-    return "" if nothing or not kind.value.search(rest) else rest
+    return ("" if MISTAKEN.search(before) or not kind.value.search(rest) else rest), beside
 
 
-def marked_integer(line: str) -> Found:
-    """The answer in the line after a marker: its first clause as a whole, or the one integer that begins that."""
+CONCLUSION = re.compile(r"\b(?:so|thus|hence|therefore|then|giving|gives|making|makes)\b", re.IGNORECASE)
+
+
+def sentence(line: str) -> str:
+    """The first sentence of a line."""
+    return re.split(r"(?<=[.!?。])[*_)]*\s+(?=[^\W\d_])", line, maxsplit=1)[0]
+
+
+UNREAD = Found(None, "none", "no answer was found")
+INFERRED = "the answer was read from the end of a sentence"
+# Before the number of a clause.
+PROSE = re.compile(r"\W*(?!answer\b|the (?:integer|number)\b)[^\W\d_]{2,}\s+[^\W\d_]{2,}\b\D*[0-9]", re.IGNORECASE)
+
+
+def marked_integer(line: str, beside: bool) -> Found:
+    """The answer in the line after a marker: its first clause as a whole, or the one integer that begins that.
+
+    Else, less sure, the one that ends its first sentence, if the line stands `beside` the marker.
+    """
     line = NOTE.sub("", line)
     clause = CLAUSE_END.split(line, maxsplit=1)[0]
     if WITHDRAWN.search(line):
-        return Found(None, "none", confident=False)
+        return UNREAD
     if HEDGE.search(clause):
         return unless_hedged(clause, "marker", INTEGERS)
     if parse_integer(clause) is not None:
-        return Found(clause, "marker")
-    bare = LEAD_IN.sub("", IGNORABLE.sub(" ", clause), count=1).strip()
+        return Found(clause, "marker", "" if not PROSE.match(clause) else INFERRED)
+    bare = LEAD_IN.sub("", DRESS.sub(" ", clause), count=1).strip()
     leading = LEADING_INTEGER.match(bare)
-    if not leading or any(c.isdigit() for c in bare[leading.end("integer") :]):
-        return Found(None, "none", confident=False)
-    word = leading["word"] or ""
-    other = (LIST_WORD if leading["pause"] else NOT_A_UNIT).match(word) or (word.isascii() and len(word) == 1)
-    return Found(None, "none", confident=False) if other else Found(leading["integer"], "marker")
+    if leading and not any(c.isdigit() for c in bare[leading.end("integer") :]):
+        word = leading["word"] or ""
+        other = (not leading["pause"] and NOT_A_UNIT.match(word)) or (word.isascii() and len(word) == 1)
+        return UNREAD if other else Found(leading["integer"], "marker")
+    concluded = CONCLUSION.split(sentence(line))[-1]
+    last = last_integer(concluded) if beside and len(NUMBER.findall(plain(concluded))) == 1 else None
+    return Found(last, "marker", INFERRED) if last else UNREAD
 
 
-def marked_letter(line: str) -> Found:
+def marked_letter(line: str, beside: bool) -> Found:
     """The answer in the line after a marker, which must begin with the letter of an option."""
     line = line if "{" in line else line.rstrip("\"'”’} ")
-    if parse_letter(line) and not WITHDRAWN.search(line):
+    if WITHDRAWN.search(line):
+        return UNREAD
+    if parse_letter(line):
         return Found(line, "marker")
     hedged = HEDGE.search(line) and len(offered_letters(line) or ()) > 1
-    return Found(None, "hedged") if hedged else Found(None, "none", confident=False)
+    return Found(None, "hedged") if hedged else UNREAD
 
 
 # Text allowed before a number that ends a response: none, an arrow or equality, or a word that does not change it.
-EMPHASIS = re.compile(r"(?:(?:^|(?<=[\s(]))[*_]{1,3}|\$+|`|\\[(\[])$")
 LEADING_UP = re.compile(
-    r"(?:^|(?<![<>!])=|[≈≡→➜⇒∴|#]|(?<![0-9 ]):|\([A-E]\)|\\(?:Rightarrow|implies|to|therefore|equiv|approx)|[^\W\d_],"
-    r"|\btotal\s+of|(?<![\w\\])(?!(?:times|plus|minus|by|over|choose|of|log|ln|not|be|in|mod|least|most|than|step|case|or"
+    r"(?:^|(?<![<>!])=|[≈≡→➜⇒⟹∴|#]|(?<![0-9 ]):|\([A-E]\)|[^\W\d_],"
+    r"|\\(?:approx|equiv|[a-zA-Z]*(?:arrow|to)|implies|iff|therefore)"
+    r"|\b(?:total\s+of|(?:should|must|will|would|to)\s+be)|(?<![\w\\])(?!(?:times|plus|minus|by|over|choose|of|log|ln|not|be|in|mod|least|most|than|step|case|twice|double|triple|with|on|below|above|under|within|to|equation|sin|cos|tan|maybe|perhaps|possibly|or"
     r"|and|either|sqrt|root|negative)\s*$)[^\W\d_]{1,40})\s*$",
     re.IGNORECASE,
 )
@@ -847,29 +958,28 @@ DENIED = re.compile(
     re.IGNORECASE,
 )
 ENDING = re.compile(r"\s*(?:\$?\\(?:black)?square\$?|\bQED\b|[∎■□])[.\s]*$|[\s.$|]+$", re.IGNORECASE)
-# One or two words that join a number to the one before it.
-JOINING = re.compile(
-    r"(?!.*\b(?:is|are|gives?|equals?|yields?|makes?|get|total|sum)\b)\s*(?:[^\W\d_]+\s+){0,2}", re.IGNORECASE
-)
+
+
+def last_integer(line: str) -> str | None:
+    """The last number of a line, if it is an integer and nothing around it makes it a part of something else."""
+    line = MODULUS.sub("", ENDING.sub("", STRUCK.sub("", line)))
+    line = plain(line) if line.count("{") == line.count("}") else ""
+    last = next(reversed(list(NUMBER.finditer(line))), None)
+    if last is None or parse_integer(line[last.start() :]) is None or HEDGE.search(line):
+        return None
+    before = line[: last.start()]
+    return last[0] if LEADING_UP.search(before) and not DENIED.search(before) else None
 
 
 def last_number(text: str) -> str | None:
-    """The last number of the last line, if it is an integer and nothing around it makes it a part of something else."""
-    line = next((line for line in reversed(text.split("\n")) if re.search(r"\w", ENDING.sub("", line))), "")
-    line = MODULUS.sub("", ENDING.sub("", STRUCK.sub("", line[-MAX_ANSWER:]))).replace("{,}", ",").lstrip("> ")
-    line = WRAPPERS.sub("", line).replace("{", "").replace("}", "") if line.count("{") == line.count("}") else ""
-    *earlier, last = [None, None, *NUMBER.finditer(line)][-2:]
-    if last is None or parse_integer(line[last.start() :]) is None or HEDGE.search(line):
-        return None
-    before = EMPHASIS.sub("", line[: last.start()])
-    between = EMPHASIS.sub("", line[earlier[0].end() : last.start()]) if earlier[0] else None
-    joined = between is not None and JOINING.fullmatch(between)
-    return last[0] if LEADING_UP.search(before) and not joined and not DENIED.search(before) else None
+    """The number that ends the last line of a text, as `last_integer` reads it."""
+    lines = (line.lstrip("> ") for line in reversed(text.split("\n")))
+    return last_integer(next((line for line in lines if re.search(r"\w", ENDING.sub("", line))), ""))
 
 
 def last_letter(text: str) -> str | None:
     """The letter of the option that is all of the last line, unless the line before it names one too, as lists do."""
-    lines = [BULLET.sub("", line.strip(" >"), count=1) for line in text.split("\n") if re.search(r"\w", line)][-2:]
+    lines = [BULLET.sub("", line.strip(" >")) for line in text.split("\n") if re.search(r"\w", line)][-2:]
     chosen = CHOSEN.fullmatch(lines[-1]) if lines else None
     letters = [parse_letter(line) for line in lines]
     return chosen["letter"].upper() if chosen else letters[-1] if letters and not any(letters[:-1]) else None
@@ -898,7 +1008,7 @@ class Kind:
     offered: Callable[[str], set[str] | None]
     marker: re.Pattern[str]
     value: re.Pattern[str]
-    read_marked: Callable[[str], Found]
+    read_marked: Callable[[str, bool], Found]
     last: Callable[[str], str | None]
 
 
@@ -977,26 +1087,43 @@ def kind_of(expected: str) -> Kind:
     raise StateError(f"the expected answer {one_line(expected, 40)!r} is of no kind that this llama-eval knows")
 
 
-def find_answer(content: str, answer_format: str, finish_reason: str | None = "stop", kind: Kind = INTEGERS) -> Found:
-    """The answer that the model gave, by the strongest of the rules that finds one.
+def statements(text: str, whole: bool, kind: Kind) -> Iterator[Statement]:
+    """What a text without reasoning says of its answer, in no order."""
+    spans = enclosed(text, whole)
+    begun, after = [begin for begin, _, _, _ in spans], spans[-1][1] if spans else 0
+    for begin, end, method, answer in spans:
+        if not TAKEN_BACK.match(text, end):
+            found = unless_hedged(answer, method, kind)
+            valued = found.answer is None or kind.parse(found.answer) is not None
+            yield Statement(begin, end, found, 3 if valued else 0)
+    for statement in announcements(text, whole, kind):
+        within = bisect.bisect(begun, statement.place) - 1
+        if within < 0 or statement.place >= spans[within][1]:
+            after = max(after, statement.end)
+            yield statement
+    last = kind.last(TOKENS.sub(" ", text[max(after, len(text) - MAX_ANSWER) :])) if whole else None
+    if last:
+        yield Statement(len(text), len(text), Found(last, kind.last_method, METHODS[kind.last_method]), 1)
 
-    `content` is the message without separate reasoning; `answer_format` is what the prompt asked for.
+
+def find_answer(content: str, finish_reason: str | None = "stop", kind: Kind = INTEGERS) -> Found:
+    """The answer that the model gave: the last of the statements that count most.
+
+    `content` is the message without separate reasoning.
     """
-    text = final_part(content)
+    whole = finish_reason not in CUT_OFF
+    text = final_part(content, whole)
     if text is None:
         return Found(None, "unfinished thinking")
-    text, whole = ascii_text(text), finish_reason not in CUT_OFF
-    answer = json_answer(text) if answer_format in ("json", "schema") else None
-    if answer is not None:
-        return unless_hedged(answer, "json", kind)
-    answer = boxed_answer(text, whole)
-    if answer is not None:
-        return unless_hedged(answer, "boxed", kind)
-    marked = marked_answer(text, whole, kind)
-    if marked is not None:
-        return marked
-    last = kind.last(TAG.sub(" ", text[-MAX_ANSWER:])) if whole else None
-    return Found(last, kind.last_method if last else "none" if whole else "cut", confident=False)
+    said = sorted(statements(ascii_text(text), whole, kind), key=attrgetter("place"))
+    best = max(
+        reversed(said), key=lambda said: (said.rank, said.rank > 0 or said.found.answer is not None), default=None
+    )
+    if not best or best.found.method == "none":
+        return UNREAD if whole else Found(None, "cut", METHODS["cut"])
+    if len({kind.parse(other.found.answer) for other in said if other.rank == 3 and other.found.answer}) > 1:
+        return replace(best.found, doubt="the response gives another answer as well")
+    return best.found
 
 
 # ---- datasets -------------------------------------------------------------------------------------------
@@ -1942,8 +2069,7 @@ class Grader(ABC):
     instant = False  # whether a run that is stopped can wait for it
     settings: dict[str, Any]
 
-    def __init__(self, answer_format: str, options: Options) -> None:
-        self.answer_format = answer_format
+    def __init__(self, options: Options) -> None:
         self.threads = options.grader_threads
 
     @abstractmethod
@@ -1960,15 +2086,15 @@ class RegexGrader(Grader):
     name = "regex"
     instant = True
 
-    def __init__(self, answer_format: str, options: Options) -> None:
-        super().__init__(answer_format, options)
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
         self.threads = 1
         self.settings = {"name": self.name}
 
     def grade(self, task: Task, response: Response) -> Grade:
         """Correct, incorrect, or truncated / no_answer where the response holds no answer."""
         kind = kind_of(task.expected)
-        found = find_answer(response.content, self.answer_format, response.finish_reason, kind)
+        found = find_answer(response.content, response.finish_reason, kind)
         return grade_found(found, task, response, self.name)
 
 
@@ -1985,7 +2111,7 @@ def grade_found(found: Found, task: Task, response: Response, grader: str) -> Gr
         answer=answer or found.answer,
         method=found.method,
         grader=grader,
-        confident=found.confident,
+        confident=not found.doubt,
         explanation=METHODS[found.method],
         review=review_note(verdict, found, task, response),
     )
@@ -1999,7 +2125,7 @@ def review_note(verdict: str, found: Found, task: Task, response: Response) -> s
         return METHODS[found.method]
     if found.answer is not None and kind_of(task.expected).parse(found.answer) is None:
         return f"the answer that was found is no {kind_of(task.expected).name}"
-    return METHODS[found.method] if found.answer is not None and not found.confident else None
+    return (found.doubt or None) if found.answer is not None else None
 
 
 def stands_in(number: str, content: str) -> bool:
@@ -2036,9 +2162,9 @@ class JudgeGrader(Grader):
     name = "llm"
     needs: ClassVar = {"judge_endpoint": "--judge-endpoint URL: the server that judges"}
 
-    def __init__(self, answer_format: str, options: Options) -> None:
-        super().__init__(answer_format, options)
-        self.rule = RegexGrader(answer_format, options)
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.rule = RegexGrader(options)
         self.ask = asker(
             str(options.judge_endpoint),
             options.judge_api_key,
@@ -2112,13 +2238,11 @@ def judge_request(prompt: str, model: str | None) -> dict[str, Any]:
 def read_judgement(reply: Response, kind: Kind) -> Found | None:
     """The answer in a judge's reply, {"answer": ...} or bare, or its word that there is none; else None."""
     text = (final_part(reply.content) or "").strip()
-    given = json_answers(text)
-    answer = given[-1] if given else None if reply.finish_reason in CUT_OFF else text
-    if given and (
-        answer is None or (isinstance(answer, str) and answer.strip().lower().removesuffix(".") in NO_ANSWER)
-    ):
+    given = [answer for *_, method, answer in enclosed(text, whole=True, placeholders=True) if method == "json"]
+    answer = given[-1] if given else "" if reply.finish_reason in CUT_OFF else text
+    if given and answer.lower().removesuffix(".") in NO_ANSWER:
         return Found(None, "judge found none")
-    if not isinstance(answer, str) or is_placeholder(answer):
+    if is_placeholder(answer):
         return None
     # Words are no answer: neither "unknown", nor "twelve", which would count as a wrong one.
     readable = kind.parse(answer) is not None or (given and kind.value.search(answer))
@@ -2139,9 +2263,9 @@ class CommandGrader(Grader):
     name = "cli"
     needs: ClassVar = {"grader_cmd": "--grader-cmd COMMAND: what grades a response"}
 
-    def __init__(self, answer_format: str, options: Options) -> None:
-        super().__init__(answer_format, options)
-        self.rule = RegexGrader(answer_format, options)
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.rule = RegexGrader(options)
         self.secrets = (options.api_key, options.judge_api_key)
         command = options.grader_cmd or ""
         self.words = parse_command(command)
@@ -3900,7 +4024,7 @@ def evaluate(options: Options, argv: list[str]) -> int:
     """Run the evaluation that the command line describes; returns the exit status."""
     started = time.monotonic()
     dataset = load_dataset(options.dataset, options.sampling.seed or 0)
-    grader = GRADERS[options.grader](options.answer_format, options)
+    grader = GRADERS[options.grader](options)
     state = plan(options, dataset, grader)
     output = options.output or Path(f"{dataset.name}-{state.id}.json")
     check_output(output, options.resume, options.overwrite)
@@ -3932,7 +4056,7 @@ def regrade(source: Path, options: Options, argv: list[str]) -> int:
     target = Path(os.path.realpath(source)) if os.path.islink(source) else source
     work = Path(f"{target}.regrading") if in_place else output
     before = load_state(source, announce)
-    grader = GRADERS[options.grader](before.prompt.answer_format, options)
+    grader = GRADERS[options.grader](options)
     check_output(work, options.resume, options.overwrite or in_place)
     check_page(options, output)
     with contextlib.ExitStack() as held:

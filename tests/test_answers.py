@@ -84,85 +84,94 @@ INTEGERS = [
 ]
 
 FOUND = [
-    # content, format asked for, answer, method
-    ('So it is 70.\n{"answer": 70}', "json", "70", "json"),
-    ('```json\n{"answer": "016"}\n```', "json", "16", "json"),
-    ('{"answer": 16.0}', "json", "16", "json"),
-    ('{"reasoning": "\\\\frac{1}{2} of {140}", "answer": 70}', "json", "70", "json"),
-    ('{"answer": 69} no, wait: {"answer": 70}', "json", "70", "json"),
-    ('{"answer": 70} and then {"answer": 7', "json", "70", "json"),
-    (r'I will end with {"answer": N}. \boxed{70}', "json", "70", "boxed"),
-    ('{"answer": null} Final answer: 70', "json", "70", "marker"),
-    ('{"answer": true} The answer is 70.', "json", None, "json"),
-    ('{"answer": 69} then {"answer": [70]}', "json", None, "json"),
-    ('{"steps": [{"answer": 12}], "answer": 70}', "json", "70", "json"),
-    ('{"result": {"answer": 70}}', "json", "70", "json"),
-    ('{"answer": 016}', "json", "16", "json"),
-    ('{"answer": 70,}', "json", "70", "json"),
-    ("{'answer': 70}", "json", "70", "marker"),
-    ('{"why": "line\nbreak", "answer": 70}', "json", "70", "json"),
-    (r'{"why": "\sqrt{2}", "answer": 70}', "json", "70", "json"),
-    (r'{"answer": "\boxed{70}"}', "json", "70", "json"),
-    (r'{"answer": "N"} \boxed{70}', "json", "70", "boxed"),
-    ('{"answer": 70} {"answer": "N"}', "json", "70", "json"),
-    (r'{"answer": 69} but \boxed{70}', "boxed", "70", "boxed"),
-    (r"\boxed{69}, no: \boxed{70}", "boxed", "70", "boxed"),
-    (r"\boxed{\text{70}}", "boxed", "70", "boxed"),
-    (r"\boxed{\boxed{70}}", "boxed", "70", "boxed"),
-    (r"\\boxed{70}", "boxed", "70", "boxed"),
-    (r"\fbox{70}", "boxed", "70", "boxed"),
-    (r"\boxed 70", "boxed", "70", "boxed"),
-    (r"I put it in \boxed{}: Answer: 70", "boxed", "70", "marker"),
-    (r"\boxed{7", "boxed", None, "none"),
-    (r"The answer is \boxed{7", "boxed", None, "none"),
-    (r"\boxed 7.5", "boxed", None, "none"),
-    (r"\boxed{70} or \boxed{71}", "boxed", None, "hedged"),
-    (r"\boxed{70 \text{ or } 71}", "boxed", None, "hedged"),
-    (r"\boxed{70 \text{ or } 070}", "boxed", "70", "boxed"),
-    (r"\framebox[3cm][c]{70}", "boxed", "70", "boxed"),
-    (r"boxed{70}", "boxed", "70", "boxed"),
-    ("**Answer:** 70", "boxed", "70", "marker"),
-    ("### Final Answer\n\n**70**", "boxed", "70", "marker"),
-    ("The answer is 70, since 35 + 35 = 70 and no 71 fits.", "boxed", "70", "marker"),
-    ("The answer is $70$ because 2 is even", "boxed", "70", "marker"),
-    ("<answer>70</answer>", "boxed", "70", "marker"),
-    ("因此，答案为：70。", "boxed", "70", "marker"),
-    ("答案是 ７０", "boxed", "70", "marker"),
-    ("The answer is 70. I hope my answer is clear.", "boxed", "70", "marker"),
-    ("The answer is not 70.", "boxed", None, "none"),
-    ("The answer is 70 or 71.", "boxed", None, "hedged"),
-    ("The answer is 70, or 71.", "boxed", None, "hedged"),
-    ("The answer is 35 * 2", "boxed", None, "none"),
-    (r"The answer is $3 \sqrt{2}$", "boxed", None, "none"),
-    ("The answer is 70–80", "boxed", None, "none"),
-    ("The answer is 12. No: the correct answer is therefore 70.", "boxed", "70", "marker"),
-    (r"The answer is 12. The answer is $\frac12$.", "boxed", None, "none"),
-    ("Answer:\n$$\n70\n$$", "boxed", "70", "marker"),
-    ("The answer is 70. Double check: 30+41 = 71", "boxed", "70", "marker"),
-    ("**Answer: 70.** This holds because 7·5 = 35.", "boxed", "70", "marker"),
-    ("The answer is 70°. Since 3x = 210.", "boxed", "70", "marker"),
-    ("The answer is 12².", "boxed", None, "none"),
-    ("How to find the answer:\n\n1. Add 2.\n2. Stop.\n\nSo we get 70", "boxed", "70", "last number"),
-    ("So 70.", "boxed", "70", "last number"),
-    ("Therefore $m+n=70$.", "boxed", "70", "last number"),
-    ("It is $x^{70}$", "boxed", None, "none"),
-    ("either 69 or 70", "boxed", None, "none"),
-    ("The answer is 7/2.", "boxed", None, "none"),
-    ("The answer is 7.5", "boxed", None, "none"),
-    ("I counted 70 of them.\nGood bye!", "boxed", None, "none"),
-    ("<think>\\boxed{69}</think> \\boxed{70}", "boxed", "70", "boxed"),
-    ("\\boxed{69}</think> \\boxed{70}", "boxed", "70", "boxed"),
-    ("<think>\\boxed{69}</think> Let me know!", "boxed", None, "none"),
-    ("<think>\\boxed{69} and then", "boxed", None, "unfinished thinking"),
-    ("<|channel|>analysis<|message|>\\boxed{69}<|channel|>final<|message|>Answer: 70", "boxed", "70", "marker"),
-    ("", "json", None, "none"),
+    # content, answer, method
+    ('So it is 70.\n{"answer": 70}', "70", "json"),
+    ('```json\n{"answer": "016"}\n```', "16", "json"),
+    ('{"answer": 16.0}', "16", "json"),
+    ('{"reasoning": "\\\\frac{1}{2} of {140}", "answer": 70}', "70", "json"),
+    ('{"answer": 69} no, wait: {"answer": 70}', "70", "json"),
+    ('{"answer": 70} and then {"answer": 7', "70", "json"),
+    (r'I will end with {"answer": N}. \boxed{70}', "70", "boxed"),
+    ('{"answer": null} Final answer: 70', "70", "marker"),
+    ('{"answer": true} The answer is 70.', "70", "marker"),
+    ('{"answer": 69} then {"answer": [70]}', "70", "json"),
+    ('{"steps": [{"answer": 12}], "answer": 70}', "70", "json"),
+    ('{"result": {"answer": 70}}', "70", "json"),
+    ('{"answer": 016}', "16", "json"),
+    ('{"answer": 70,}', "70", "json"),
+    ("{'answer': 70}", "70", "json"),
+    ('{"why": "line\nbreak", "answer": 70}', "70", "json"),
+    (r'{"why": "\sqrt{2}", "answer": 70}', "70", "json"),
+    (r'{"answer": "\boxed{70}"}', "70", "json"),
+    (r'{"answer": "N"} \boxed{70}', "70", "boxed"),
+    ('{"answer": 70} {"answer": "N"}', "70", "json"),
+    (r'{"answer": 69} but \boxed{70}', "70", "boxed"),
+    (r"\boxed{69}, no: \boxed{70}", "70", "boxed"),
+    (r"\boxed{\text{70}}", "70", "boxed"),
+    (r"\boxed{\boxed{70}}", "70", "boxed"),
+    (r"\\boxed{70}", "70", "boxed"),
+    (r"\fbox{70}", "70", "boxed"),
+    (r"\boxed 70", "70", "boxed"),
+    (r"I put it in \boxed{}: Answer: 70", "70", "marker"),
+    (r"\boxed{7", None, "none"),
+    (r"The answer is \boxed{7", None, "none"),
+    (r"\boxed 7.5", None, "none"),
+    (r"\boxed{70} or \boxed{71}", None, "hedged"),
+    (r"\boxed{70 \text{ or } 71}", None, "hedged"),
+    (r"\boxed{70 \text{ or } 070}", "70", "boxed"),
+    (r"\framebox[3cm][c]{70}", "70", "boxed"),
+    (r"boxed{70}", "70", "boxed"),
+    ("**Answer:** 70", "70", "marker"),
+    ("### Final Answer\n\n**70**", "70", "marker"),
+    ("The answer is 70, since 35 + 35 = 70 and no 71 fits.", "70", "marker"),
+    ("The answer is $70$ because 2 is even", "70", "marker"),
+    ("<answer>70</answer>", "70", "marker"),
+    ("因此，答案为：70。", "70", "marker"),
+    ("答案是 ７０", "70", "marker"),
+    ("The answer is 70. I hope my answer is clear.", "70", "marker"),
+    ("The answer is not 70.", None, "none"),
+    ("The answer is 70 or 71.", None, "hedged"),
+    ("The answer is 70, or 71.", None, "hedged"),
+    ("The answer is 35 * 2", None, "none"),
+    (r"The answer is $3 \sqrt{2}$", None, "none"),
+    ("The answer is 70–80", None, "none"),
+    ("The answer is 12. No: the correct answer is therefore 70.", "70", "marker"),
+    (r"The answer is 12. The answer is $\frac12$.", "12", "marker"),
+    ("Answer:\n$$\n70\n$$", "70", "marker"),
+    ("The answer is 70. Double check: 30+41 = 71", "70", "marker"),
+    ("**Answer: 70.** This holds because 7·5 = 35.", "70", "marker"),
+    ("The answer is 70°. Since 3x = 210.", "70", "marker"),
+    ("The answer is 12².", None, "none"),
+    ("How to find the answer:\n\n1. Add 2.\n2. Stop.\n\nSo we get 70", "70", "last number"),
+    ("So 70.", "70", "last number"),
+    ("Therefore $m+n=70$.", "70", "last number"),
+    ("It is $x^{70}$", None, "none"),
+    ("either 69 or 70", None, "none"),
+    ("The answer is 7/2.", None, "none"),
+    ("The answer is 7.5", None, "none"),
+    ("I counted 70 of them.\nGood bye!", None, "none"),
+    ("<think>\\boxed{69}</think> \\boxed{70}", "70", "boxed"),
+    ("\\boxed{69}</think> \\boxed{70}", "70", "boxed"),
+    ("<think>\\boxed{69}</think> Let me know!", None, "none"),
+    ("<think>\\boxed{69} and then", None, "unfinished thinking"),
+    ("<|channel|>analysis<|message|>\\boxed{69}<|channel|>final<|message|>Answer: 70", "70", "marker"),
+    ("", None, "none"),
 ]
 
 
-def grade(content, expected, answer_format="boxed", finish_reason="stop"):
+CORRECTED = (  # that give two answers, of which the later counts, and a person may want to look
+    '{"answer": 69} no, wait: {"answer": 70}',
+    '{"answer": 69} then {"answer": [70]}',
+    r'{"answer": 69} but \boxed{70}',
+    r"\boxed{69}, no: \boxed{70}",
+    "The answer is 12. No: the correct answer is therefore 70.",
+)
+
+
+def grade(content, expected, finish_reason="stop"):
     task = llama_eval.Task("d/1#0", "1", 0, "?", expected)
     response = llama_eval.Response(content, "", finish_reason, None, None, None, None, 1.0)
-    return llama_eval.RegexGrader(answer_format, llama_eval.Options()).grade(task, response)
+    return llama_eval.RegexGrader(llama_eval.Options()).grade(task, response)
 
 
 @pytest.mark.parametrize(("text", "integer", "why"), INTEGERS, ids=[f"{i}-{row[2]}" for i, row in enumerate(INTEGERS)])
@@ -170,11 +179,11 @@ def test_an_answer_is_one_integer_or_none(text, integer, why):
     assert llama_eval.parse_integer(text) == integer, why
 
 
-@pytest.mark.parametrize(("content", "answer_format", "answer", "method"), FOUND)
-def test_the_answer_is_found_where_the_model_gave_it(content, answer_format, answer, method):
-    found = llama_eval.find_answer(content, answer_format)
+@pytest.mark.parametrize(("content", "answer", "method"), FOUND)
+def test_the_answer_is_found_where_the_model_gave_it(content, answer, method):
+    found = llama_eval.find_answer(content)
     assert (found.answer and llama_eval.parse_integer(found.answer), found.method) == (answer, method)
-    assert found.confident == (method not in ("last number", "none"))
+    assert bool(found.doubt) == (method in ("last number", "none") or content in CORRECTED)
 
 
 @pytest.mark.parametrize(
@@ -275,10 +284,9 @@ FRAGMENTS = st.sampled_from(
 
 @given(st.one_of(st.text(), st.lists(FRAGMENTS, max_size=40).map("".join)))
 def test_no_text_makes_grading_fail(content):
-    for answer_format in llama_eval.ANSWER_FORMATS:
-        for expected in ("70", "B"):
-            for finish_reason in ("stop", "length"):
-                assert grade(content, expected, answer_format, finish_reason).verdict in llama_eval.SCORED
+    for expected in ("70", "B"):
+        for finish_reason in ("stop", "length"):
+            assert grade(content, expected, finish_reason).verdict in llama_eval.SCORED
 
 
 LETTER_WRAPPERS = [
@@ -303,7 +311,7 @@ def test_any_nesting_of_wrappers_leaves_the_letter_and_no_other_is_accepted(lett
     for wrapper in wrappers:
         text = wrapper % text
     assert (grade(f"\\boxed{{{text}}}", expected).verdict == "correct") == (letter == expected)
-    assert (grade(json.dumps({"answer": text}), expected, "json").verdict == "correct") == (letter == expected)
+    assert (grade(json.dumps({"answer": text}), expected).verdict == "correct") == (letter == expected)
 
 
 def test_every_grade_says_how_it_came_about():
@@ -351,9 +359,8 @@ def test_reading_a_long_text_of_anything_takes_time_in_proportion(unit):
     def seconds(length):
         text = (unit * (length // len(unit) + 1))[:length]
         start = time.process_time()
-        for answer_format in llama_eval.ANSWER_FORMATS:
-            for kind in (llama_eval.INTEGERS, llama_eval.OPTIONS):
-                llama_eval.find_answer(text, answer_format, "stop", kind)
+        for kind in llama_eval.KINDS:
+            llama_eval.find_answer(text, "stop", kind)
         return time.process_time() - start
 
     # Quadratic rules take minutes here; 10 s is far above the time of linear ones on the slowest machine.
@@ -365,23 +372,23 @@ def test_a_box_or_a_string_full_of_nothing_is_read_at_once(blank):
     start = time.process_time()
     for filling in (blank * 400 + "1", blank * 5000 + "1", blank * 400 + "answer" + blank * 400 + "?"):
         for content in (f"\\boxed{{{filling}}}", json.dumps({"answer": filling}), f"The answer is {filling}"):
-            grade(content, "70", "json")
+            grade(content, "70")
     assert time.process_time() - start < 20
 
 
 def test_reading_boxes_within_boxes_takes_time_in_proportion():
     start = time.process_time()
-    assert llama_eval.boxed_answer("\\boxed{" * 25_000 + "}" * 25_000, whole=True)
+    assert llama_eval.enclosed("\\boxed{" * 25_000 + "7" + "}" * 25_000, whole=True)
     assert time.process_time() - start < 20
 
 
-@pytest.mark.parametrize(("table", "size"), [("grading.jsonl", 680), ("letters.jsonl", 320)])
+@pytest.mark.parametrize(("table", "size"), [("grading.jsonl", 680), ("letters.jsonl", 320), ("statements.jsonl", 450)])
 def test_the_tables_of_tricky_outputs_get_the_verdicts_they_must(table, size):
     """Each case says why; `not_correct` leaves open whether a bad answer is incorrect or none."""
     cases = [json.loads(line) for line in (REPO / "tests/cases" / table).read_text("utf-8").splitlines()]
     assert len({case["id"] for case in cases}) == len(cases) > size
     for case in cases:
-        verdict = grade(case["response"], case["expected"], case["format"], case["finish_reason"]).verdict
+        verdict = grade(case["response"], case["expected"], case["finish_reason"]).verdict
         wanted = case["verdict"]
         assert verdict == wanted or (wanted == "not_correct" and verdict != "correct"), (case["id"], case["why"])
 
@@ -392,7 +399,7 @@ def test_the_shared_grading_cases_get_the_verdict_they_must():
     assert len(cases) > 30
     for case in cases:
         expected = llama_eval.parse_integer(case["expected"])
-        verdict = grade(case["response"], expected, "json", case["finish_reason"]).verdict
+        verdict = grade(case["response"], expected, case["finish_reason"]).verdict
         assert (verdict == "correct") == case["correct"], case["id"]
 
 

@@ -645,7 +645,7 @@ def test_waiting_for_an_endpoint_is_told_now_and_then(socket_server, tmp_path, m
     monkeypatch.setattr(llama_eval, "WORD_SECONDS", 0.2)  # a minute
     service = llama_eval.Service(llama_eval.Endpoint("http://127.0.0.1:9", 2))
     options = llama_eval.Options(stall_timeout=DEADLINE, give_up_after=1.0)
-    processor = llama_eval.Processor([service], llama_eval.RegexGrader("json", options), options)
+    processor = llama_eval.Processor([service], llama_eval.RegexGrader(options), options)
     dataset, prompt = llama_eval.load_dataset("practice"), llama_eval.Prompt("json", "{question}")
     state = llama_eval.new_run(dataset, prompt, llama_eval.Sampling(), 1, slice(3))
     state.endpoints, told = [service.endpoint], []

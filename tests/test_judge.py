@@ -145,7 +145,7 @@ def test_a_judge_that_refuses_the_schema_is_asked_without_it(fake_server, tmp_pa
         ('{"verdict": "correct"}', "ungraded", "the judge's reply holds no answer to read"),
         ('{"answer": true}', "ungraded", "the judge's reply holds no answer to read"),
         ('{"answer": "..."}', "ungraded", "the judge's reply holds no answer to read"),
-        ('{"answer": ["918273"]}', "ungraded", "the judge's reply holds no answer to read"),
+        ('{"answer": ["918273"]}', "correct", "what the judge read as the final answer"),
         (
             (500, {"error": {"message": "out of memory"}}),
             "ungraded",

@@ -435,7 +435,7 @@ def three_tasks(folder):
 
 
 def processor(server, grader=None):
-    grader = grader or llama_eval.RegexGrader("json", llama_eval.Options())
+    grader = grader or llama_eval.RegexGrader(llama_eval.Options())
     service = llama_eval.Service(llama_eval.Endpoint(server.url, 2))
     return llama_eval.Processor([service], grader, llama_eval.Options(stall_timeout=60))
 

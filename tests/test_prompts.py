@@ -34,7 +34,7 @@ def test_a_prompt_has_one_instruction_and_does_not_mix_formats(kind, answer_form
 def test_a_copied_instruction_is_no_answer(kind, answer_format):
     text = kind.instructions[answer_format]
     for asked in llama_eval.ANSWER_FORMATS:
-        found = llama_eval.find_answer(text, asked, "stop", kind)
+        found = llama_eval.find_answer(text, "stop", kind)
         assert found.answer is None or not kind.parse(found.answer), (asked, found)
 
 

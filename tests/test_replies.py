@@ -65,7 +65,7 @@ def test_what_a_stream_does_not_tell_is_counted_and_marked_or_left_out(socket_se
     assert (response.completion_tokens, response.tokens_counted, response.prompt_tokens) == (2, True, None)
     assert response.queue_seconds is None
     task = llama_eval.Task("d/1#0", "1", 0, "?", "70")
-    grade = llama_eval.RegexGrader("json", llama_eval.Options()).grade(task, response)
+    grade = llama_eval.RegexGrader(llama_eval.Options()).grade(task, response)
     line = llama_eval.task_line(task, llama_eval.TaskState("correct", grade, response), 1, 1)
     assert "    ~2 tok" in line
 
