@@ -134,7 +134,7 @@ class Run:
     tool: str
     dataset: dict[str, Any]
     prompt: dict[str, Any]
-    sampling: dict[str, Any]
+    sampling: dict[str, Any]  # and whether loops are stopped, where that is known
     grader: dict[str, Any]
     endpoints: list[dict[str, Any]]
     summary: dict[str, Any]
@@ -204,7 +204,7 @@ def run_of(data: dict[str, Any], path: Path) -> Run:
         tool=f"{data['tool']['name']} {data['tool']['version']}",
         dataset=dict(data["dataset"]),
         prompt=dict(data["prompt"]),
-        sampling=dict(data["sampling"]),
+        sampling={**data["sampling"], **({"loop_stop": data["loop_stop"]} if "loop_stop" in data else {})},
         grader=dict(data["grader"]),
         endpoints=[dict(endpoint) for endpoint in data["endpoints"]],
         summary=summary,

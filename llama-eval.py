@@ -35,6 +35,7 @@ import fcntl
 import functools
 import hashlib
 import heapq
+import http.client
 import io
 import json
 import math
@@ -63,7 +64,7 @@ from pathlib import Path
 from statistics import NormalDist
 from types import FrameType
 from typing import IO, Any, ClassVar, NamedTuple, NoReturn, TextIO, TypeVar, get_args, get_origin, get_type_hints
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 try:
     import requests
@@ -173,6 +174,7 @@ class Options:
     limit: int | None = None
     shard: tuple[int, int] = (1, 1)
     samples: int = 1
+    shuffle: bool = True
     system_prompt: str | None = None
     prompt_file: str | None = None
     answer_format: str = "json"
@@ -296,6 +298,7 @@ class EvalState:
     model: str | None
     tasks: list[Task]
     task_states: dict[str, TaskState]
+    loop_stop: bool = True  # whether a response that only repeats itself is stopped
     endpoints: list[Endpoint] = field(default_factory=list)
     created: str = ""
     updated: str = ""
@@ -317,6 +320,7 @@ def one_line(text: object, width: int = 160) -> str:
 
 
 Json = TypeVar("Json", str, "dict[str, Any]", "list[Any]")
+Reply = TypeVar("Reply")
 
 
 def typed(value: object, kind: type[Json]) -> Json:
@@ -410,6 +414,14 @@ class StaleError(RequestError):
 
 class ContextOverflowError(RequestError):
     """The prompt does not fit the context of the server."""
+
+
+class ReplyError(RequestError):
+    """A reply came, but it is no chat completion, or not a whole one."""
+
+
+class CrowdedError(RequestError):
+    """The requests that a server works on at the same time do not fit the context that they share."""
 
 
 class DeadlineError(RequestError):
@@ -1154,8 +1166,10 @@ KNOWN_DATASETS = (*HUB_DATASETS, "practice")
 HUB_PROBE_SECONDS = 3.0  # a hub that does not answer within this is not waited for
 
 
-def load_dataset(name: str, seed: int = 0) -> Dataset:
-    """The dataset called `name`: one of KNOWN_DATASETS, or the path of a JSONL file; `seed` shuffles options.
+def load_dataset(name: str, seed: int | None = 0) -> Dataset:
+    """The dataset called `name`: one of KNOWN_DATASETS, or the path of a JSONL file.
+
+    `seed` shuffles the options of multiple choices; None keeps the order of the dataset.
 
     Raises UsageError for an unknown name and DatasetError for one that cannot be loaded.
     """
@@ -1184,7 +1198,7 @@ def make_dataset(name: str, source: str, problems: Iterable[Problem]) -> Dataset
     return Dataset(name, source, hashlib.sha256(rows.encode()).hexdigest(), tuple(unique.values()))
 
 
-def make_problem(row: object, default_id: str, where: str, seed: int) -> Problem:
+def make_problem(row: object, default_id: str, where: str, seed: int | None) -> Problem:
     """A Problem from a row such as {"id": 0, "problem": "Find $x$ ...", "answer": "025"}.
 
     The question may be called `question` or `problem`, the answer stand after "####" as in GSM8K, and a multiple
@@ -1192,7 +1206,10 @@ def make_problem(row: object, default_id: str, where: str, seed: int) -> Problem
     """
     if not isinstance(row, dict):
         raise DatasetError(f"{where}: not a JSON object with a question and an answer")
-    row = gpqa_row(row) if "Correct Answer" in row else row
+    right_first = "Correct Answer" in row
+    if right_first and seed is None:
+        raise DatasetError(f"{where}: its right option stands first, so its options have to be shuffled")
+    row = gpqa_row(row) if right_first else row
     question, answer = row.get("question", row.get("problem")), row.get("answer")
     if not isinstance(question, str) or not question.strip():
         raise DatasetError(f"{where}: no 'question' (or 'problem') text")
@@ -1205,7 +1222,10 @@ def make_problem(row: object, default_id: str, where: str, seed: int) -> Problem
     question, answer = encodable(question), str(answer).rpartition("####")[2].strip()
     if options is not None:
         texts, right = read_options(options, answer, where)
-        return multiple_choice(identifier, question, texts, right, seed)
+        kept = seed is None or (not right_first and any(map(REFERRING.search, texts)))
+        order = list(range(len(texts))) if kept else shuffled(len(texts), f"{seed} {identifier}")
+        lines = [f"{letter}) {texts[i]}" for letter, i in zip(LETTERS, order, strict=False)]
+        return Problem(identifier, "\n".join([question.strip(), "", *lines]), LETTERS[order.index(right)], order)
     expected = next(filter(None, (kind.expected(answer) for kind in KINDS)), None)
     if not expected:
         raise DatasetError(f"{where}: the answer {answer[:40]!r} is not an integer")
@@ -1218,27 +1238,45 @@ def gpqa_row(row: dict[str, Any]) -> dict[str, Any]:
     return {"question": row.get("Question"), "options": [row.get(column) for column in columns], "answer": "A"}
 
 
+LABEL = re.compile(r"\s*[(\[]?(?P<letter>[A-Ja-j])(?:[)\]][.:]?|[.:](?=\s))\s*")
+# An option that refers to others, by letter or place, is true only where they stand.
+REFERRING = re.compile(
+    r"\b(?:all|none|both|neither|any|some|each|most|one|two|three)\s+of\s+(?:the\s+)?(?:above|below|these|those|other|others"
+    r"|options|following|preceding|previous|statements)\b|\b(?:above|below|preceding|previous)\b"
+    r"|\b(?:options?|choices?|answers?|both|neither|either|only|not|nor|except)\s+\(?[A-J]\b"
+    r"|\(?\b[A-J]\)?\s*(?:,|&|and|or|nor)\s*\(?[A-J]\b"
+)
+
+
 def read_options(options: object, answer: str, where: str) -> tuple[list[str], int]:
-    """The options of a multiple choice and the number of the right one, which `answer` gives by letter or text."""
-    texts = [encodable(text.strip()) for text in typed(options, list) if isinstance(text, str)]
-    if not 2 <= len(texts) == len(typed(options, list)) <= len(LETTERS):
+    """The options of a multiple choice and the number of the right one, which `answer` gives by letter or text.
+
+    Labels of their own, in order, are taken off: they would contradict the letters that the options are shown with.
+    """
+    given = [encodable(text.strip()) for text in typed(options, list) if isinstance(text, str)]
+    if not 2 <= len(given) == len(typed(options, list)) <= len(LETTERS):
         raise DatasetError(f"{where}: the options are not a list of 2 to {len(LETTERS)} texts")
-    meant = {i for i, text in enumerate(texts) if answer in (text, LETTERS[i])}
+    labels = [label["letter"].upper() if (label := LABEL.match(text)) else "" for text in given]
+    labelled = labels == list(LETTERS[: len(given)])
+    if all(labels) and not labelled and len(set(labels)) > 1:
+        raise DatasetError(f"{where}: the options have labels that are not in order")
+    texts = [LABEL.sub("", text, count=1) if labelled else text for text in given]
+    if len({" ".join(text.split()) for text in texts}) < len(texts):
+        raise DatasetError(f"{where}: two options are the same")
+    meant = {i for i, text in enumerate(texts) if answer in (text, given[i], LETTERS[i])}
     if len(meant) != 1:
         which = "more than one option" if meant else "neither the letter nor the text of an option"
         raise DatasetError(f"{where}: the answer {answer[:40]!r} is {which}")
     return texts, meant.pop()
 
 
-def multiple_choice(identifier: str, question: str, options: list[str], right: int, seed: int) -> Problem:
-    """A Problem with the options after the question as A), B), C), ... in an order that (seed, id) decides."""
+def shuffled(count: int, key: str) -> list[int]:
+    """The numbers from 0 up to `count` in an order that `key` decides."""
     # By hashes, not by `random`, so that every version of Python shuffles alike.
-    order = sorted(range(len(options)), key=lambda i: hashlib.sha256(f"{seed} {identifier} {i}".encode()).digest())
-    lines = [f"{letter}) {options[i]}" for letter, i in zip(LETTERS, order, strict=False)]
-    return Problem(identifier, "\n".join([question.strip(), "", *lines]), LETTERS[order.index(right)], order)
+    return sorted(range(count), key=lambda i: hashlib.sha256(f"{key} {i}".encode()).digest())
 
 
-def file_problems(path: Path, seed: int) -> Iterator[Problem]:
+def file_problems(path: Path, seed: int | None) -> Iterator[Problem]:
     """The problems of a JSONL file, one object a line; a problem without an id is called by its line number."""
     try:
         lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
@@ -1257,7 +1295,7 @@ def file_problems(path: Path, seed: int) -> Iterator[Problem]:
             yield make_problem(row, str(number), where, seed)
 
 
-def hub_problems(name: str, hub: HubDataset, seed: int) -> Iterator[Problem]:
+def hub_problems(name: str, hub: HubDataset, seed: int | None) -> Iterator[Problem]:
     """The problems of a hub dataset; rows look like {"question": "Find ...", "answer": "70"}."""
     for config, prefix in hub.parts:
         for number, row in enumerate(hub_rows(name, hub, config), 1):
@@ -1317,7 +1355,14 @@ def hub_answers(endpoint: str) -> bool:
 # From a request to its Response: a Client sends it, a Transcript collects the reply, the Watchdog ends requests that
 # take too long, and `classify` names the remedy for a failure.
 
-NO_RESPONSE = frozenset({"error", "abort", "cancelled", "content_filter"})  # finish reasons of servers, not models
+# The finish reasons, of whatever server, that mean that a response was cut off, and that there is none.
+CUT_REASON = re.compile(r"length|max|limit|trunc|budget|overflow|window", re.IGNORECASE)
+NO_RESPONSE = re.compile(
+    r"error|abort|cancel|fail|insufficient|overload|interrupt|unavailable|filter|safety|recitation|block|prohibit|malformed",
+    re.IGNORECASE,
+)
+LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")  # one that ends what has arrived may be half of another
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 REPLY_LIMIT = 1 << 26  # bytes of a reply, or of a line in a stream; no honest one has as many
 READ_SIZE = 1 << 16
 RETRY_AFTER_LIMIT = 600.0  # seconds; a server that asks for more is asked again all the same
@@ -1347,11 +1392,11 @@ def status_of(error: Exception) -> int | None:
     return error.status if isinstance(error, RequestError) else None
 
 
-# A response that ends in so many copies of one block, and in so many characters of them, will not get out of it. Of
-# 120 real ones two do; no other repeats anything of more than 21 characters three times.
-LOOP_TIMES = 8
-LOOP_LENGTH = 3000
-LOOP_REACH = 32_000  # characters at the end that are looked at: blocks of up to a LOOP_TIMES-th of that are found
+# A response that ends in so many copies of one block, and in so many characters of them, will not get out of it.
+# Matrices of zeros, residues of a recurrence and decimals of a fraction repeat themselves for less, and come to an end.
+LOOP_TIMES = 20
+LOOP_LENGTH = 16_000
+LOOP_REACH = 80_000  # characters at the end that are looked at: blocks of up to a LOOP_TIMES-th of that are found
 LOOP_PROBE = 32
 LOOP_STEP = 500  # characters between two looks
 
@@ -1374,7 +1419,8 @@ def loop_block(text: str) -> int | None:
 class Transcript:
     """Collects the reply to one chat completion request, streamed or whole, and makes the Response of it.
 
-    A stream is lines, and an event each line that begins with "data:"; a reply without such lines is one JSON object.
+    A stream is events of "data:" lines, which a blank line ends, as the standard has it; one that is whole with its
+    first line is taken at once. A reply without such lines is one JSON object.
     Where an event has a `delta`, that object has a `message`; they are read by the same rules.
     """
 
@@ -1382,6 +1428,7 @@ class Transcript:
         self.stop_loops = stop_loops
         self.redact = redact
         self.unread = bytearray()  # the last line, as far as it has arrived
+        self.event: list[str] = []  # the lines of the last event, as far as they have arrived
         self.body = bytearray()  # the lines of a reply that is no stream
         self.streamed = False
         self.content: list[str] = []
@@ -1396,40 +1443,56 @@ class Transcript:
     def add(self, data: bytes) -> bool:
         """Take the next piece of the reply; returns whether no more of it is wanted. Raises RequestError."""
         self.unread += data
-        if b"\n" in data:
-            complete, _, self.unread = self.unread.rpartition(b"\n")
-            for line in complete.split(b"\n"):
-                if line.startswith(b"data:"):
-                    self.streamed = True
-                    self.take(line[5:].decode("utf-8", "replace").strip())
-                elif not self.streamed and not line.startswith(b":"):  # which is a comment
-                    self.body += line + b"\n"
+        if b"\n" in data or b"\r" in data:
+            *lines, unread = LINE_END.split(bytes(self.unread))
+            self.unread = bytearray(unread)
+            for line in lines:
+                self._line(line)
         if len(self.unread) + len(self.body) > REPLY_LIMIT:
-            raise RequestError(f"the reply is longer than {REPLY_LIMIT} bytes")
+            raise ReplyError(f"the reply is longer than {REPLY_LIMIT} bytes")
         return self.loop is not None
+
+    def _line(self, line: bytes) -> None:
+        if not (self.streamed or self.body):
+            line = line.removeprefix(BYTE_ORDER_MARK)
+        if line[:5] in (b"data:", b"data"):
+            self.streamed = True
+            text = line[5:].decode("utf-8", "replace").strip()
+            value = None if self.event else parsed(text)
+            if value is not None or text == "[DONE]":
+                self.take(text, value)
+            elif text:
+                self.event.append(text)
+        elif line.startswith(b"error:"):  # of older llama-servers
+            text = line[6:].decode("utf-8", "replace").strip()
+            raise failed(200, self.redact({"error": parsed(text) or text}), self.redact(text))
+        elif not line:
+            text, self.event = "\n".join(self.event), []
+            if text:
+                self.take(text, parsed(text))
+        elif not self.streamed and not line.startswith(b":"):  # which is a comment
+            self.body += line + b"\n"
 
     def end(self) -> None:
         """Take note that nothing more comes; raises RequestError where something is missing."""
-        if self.unread.startswith(b"data:"):
-            with contextlib.suppress(RequestError):  # of a line that is cut off
-                self.add(b"\n")
+        if self.streamed:
+            with contextlib.suppress(RequestError):  # of an event that is cut off
+                self.add(b"\n\n")
         if not self.streamed:
-            self.take((self.body + self.unread).decode("utf-8-sig", "replace"))
-        elif self.loop is None and not self.done:
-            raise RequestError("the stream ended without [DONE]")
-        elif self.loop is None and self.tokens and not self.known.get("finish_reason"):
-            raise RequestError("the stream ended without a finish_reason")
+            text = (self.body + self.unread).decode("utf-8-sig", "replace")
+            self.take(text, parsed(text))
+        elif self.loop is None and not (self.done or self.known.get("finish_reason")):
+            raise ReplyError("the stream ended without a finish_reason or [DONE]")
         if not (self.tokens or self.known.keys() & {"message", "finish_reason", "error"}):
-            raise RequestError(f"the reply is no chat completion: {one_line(self.redact(self.known))}")
+            raise ReplyError(f"the reply is no chat completion: {one_line(self.redact(self.known))}")
 
-    def take(self, text: str) -> None:
-        """Take an event of a stream, or a whole completion; raises RequestError for an error in it."""
+    def take(self, text: str, value: Any) -> None:
+        """Take an event, or a whole completion, and the JSON in it, if any; raises RequestError for an error in it."""
         if text == "[DONE]":
             self.done = True
             return
-        value = parsed(text)
         if value is None and not self.streamed:
-            raise RequestError(f"the reply is not JSON: {one_line(self.redact(text))!r}")
+            raise ReplyError(f"the reply is not JSON: {one_line(self.redact(text))!r}")
         if isinstance(value, dict) and value.get("error"):
             code = typed(value["error"], dict).get("code")
             status = code if isinstance(code, int) and 400 <= code < 600 else 200
@@ -1439,12 +1502,13 @@ class Transcript:
                 whole = "message" in choice
                 part = choice["message"] if whole else choice.get("delta") or {}
                 reasoning = typed(part.get("reasoning_content") or part.get("reasoning"), str)
-                content = message_text(part["content"] if whole and not reasoning else part.get("content"))
+                bare = whole and not reasoning and reason_to_finish(choice.get("finish_reason")) != "length"
+                content = message_text(part["content"] if bare else part.get("content"))
                 self._say(reasoning, content)
                 self.known |= {name: choice[name] for name in ("finish_reason", "error", "message") if choice.get(name)}
         except (TypeError, KeyError, AttributeError):
             place = "the stream holds" if self.streamed else "the reply is"
-            raise RequestError(f"{place} no chat completion: {one_line(self.redact(text))!r}") from None
+            raise ReplyError(f"{place} no chat completion: {one_line(self.redact(text))!r}") from None
         self.known |= {name: value[name] for name in ("model", "usage", "timings") if value.get(name)}
 
     def _say(self, reasoning: str, content: str) -> None:
@@ -1466,8 +1530,8 @@ class Transcript:
 
         Of a `partial` one nothing is asked.
         """
-        finish_reason = None if partial else typed(self.known.get("finish_reason"), str) or None
-        failure = self.known.get("error") or (finish_reason if finish_reason in NO_RESPONSE else None)
+        finish_reason = None if partial else reason_to_finish(self.known.get("finish_reason"))
+        failure = self.known.get("error") or (finish_reason if NO_RESPONSE.search(finish_reason or "") else None)
         if failure and not partial:
             raise RequestError(f"the server gave up ({one_line(self.redact(failure))})")
         usage, timings = typed(self.known.get("usage"), dict), typed(self.known.get("timings"), dict)
@@ -1493,6 +1557,12 @@ class Transcript:
             first_token_seconds=None if call.first_token is None else round(call.first_token, 3),
             queue_seconds=None if None in working else round(max(0.0, waited), 3),
         )
+
+
+def reason_to_finish(said: Any) -> str | None:
+    """A server's finish reason, by whatever name and in whatever case; "length" for all by which a response is cut."""
+    reason = typed(said.get("type") or said.get("reason") if isinstance(said, dict) else said, str).lower()
+    return "length" if CUT_REASON.search(reason) else reason or None
 
 
 def joined(pieces: list[str]) -> str:
@@ -1530,23 +1600,50 @@ def finite_or_none(text: str) -> float | None:
     return float(text) if math.isfinite(float(text)) else None
 
 
+MAX_DEPTH = 100  # of JSON; what redacts and writes it goes down level by level
 JSON = json.JSONDecoder(parse_constant=lambda _: None, parse_float=finite_or_none)  # made once: that takes its time
 
 
 def parsed(text: str) -> Any:
-    """The JSON value at the start of a text that a server wrote; None for none."""
+    """The JSON value at the start of a text that a server wrote; None for none, or one that is nested absurdly deep."""
     try:
-        return JSON.raw_decode(text.lstrip())[0]
+        value = JSON.raw_decode(text.lstrip())[0]
     except (ValueError, RecursionError):
         return None
+    return value if text.count("{") + text.count("[") <= MAX_DEPTH or depth(value) <= MAX_DEPTH else None
+
+
+def depth(value: Any) -> int:
+    """How deep lists and objects are nested in a JSON value."""
+    levels, level = 0, [value]
+    while level := [entry for entry in level if isinstance(entry, (dict, list))]:
+        levels += 1
+        level = [entry for holder in level for entry in (holder.values() if isinstance(holder, dict) else holder)]
+    return levels
+
+
+# In the words of llama-server, vLLM, SGLang, OpenAI, LM Studio, TGI, exllama, Gemini and Anthropic. Too large a
+# max_tokens is a fault of the command line.
+COMPLAINTS: tuple[tuple[re.Pattern[str], type[RequestError]], ...] = (
+    (re.compile(r"context size has been exceeded", re.IGNORECASE), CrowdedError),
+    (
+        re.compile(
+            r"^(?!.*max_(?:completion_)?tokens\W.{0,40}too large).*(?:context[ _](?:length|size|window)|exceed_context"
+            r"|context the overflows|maximum input length|max(?:imum)?\W?_?seq|prompt is too long|input token count"
+            r"|inputs?\W.{0,20}must have less)",
+            re.IGNORECASE | re.DOTALL,
+        ),
+        ContextOverflowError,
+    ),
+)
 
 
 def failed(status: int, payload: Any, text: str) -> RequestError:
     """The error that a reply tells of: `payload` is the JSON in `text`, None for none."""
     error = payload.get("error") if isinstance(payload, dict) else None
     message = error.get("message") if isinstance(error, dict) else error
-    said = one_line(message or text) or "nothing more"
-    kind = ContextOverflowError if "exceeds the available context size" in said else RequestError
+    said = one_line(message or error or text) or "nothing more"
+    kind = next((kind for pattern, kind in COMPLAINTS if pattern.search(text)), RequestError)
     return kind(f"HTTP {status}: {said}", status)
 
 
@@ -1659,6 +1756,25 @@ KEEP_ALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
 ]
 
 
+class FinalReply(http.client.HTTPResponse):
+    """The reply to a request, without the interim ones, such as 103, that may come before it.
+
+    The standard library skips 100 alone: taken for the reply, any other would leave the real one to the next request.
+    """
+
+    def _read_status(self) -> tuple[str, int, str]:
+        status: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
+        for _ in range(MAX_INTERIM):
+            if not 100 < status[1] < 200 or status[1] == http.HTTPStatus.SWITCHING_PROTOCOLS:
+                return status
+            http.client.parse_headers(self.fp)
+            status = super()._read_status()  # type: ignore[misc]
+        raise http.client.HTTPException("more interim replies than any server sends")
+
+
+MAX_INTERIM = 100
+
+
 def adapter(connecting: Callable[[socket.socket | None], None]) -> HTTPAdapter:
     """A transport of `requests` that tells of the socket of each connection once it is made, and of None before."""
 
@@ -1669,6 +1785,8 @@ def adapter(connecting: Callable[[socket.socket | None], None]) -> HTTPAdapter:
             if pool.ConnectionCls is kind:
 
                 class Connection(kind):  # type: ignore[misc, valid-type]
+                    response_class = FinalReply
+
                     def connect(self) -> None:
                         connecting(None)
                         super().connect()
@@ -1705,7 +1823,23 @@ def response_format(schema: dict[str, Any]) -> dict[str, Any]:
 CONNECT_SECONDS = 10.0
 LINGER_SECONDS = 1.0
 PART_REFUSED = frozenset({400, 415, 422, 501})  # how servers refuse a part of a request that they do not know
-COMPLETIONS = "/v1/chat/completions"
+
+
+def refuses_part(error: RequestError, schema: dict[str, Any] | None) -> bool:
+    """Whether a server refuses a part of the request; some break over a `schema` that they cannot follow."""
+    about_schema = re.search(r"schema|response_format|grammar", str(error), re.IGNORECASE)
+    return error.status in PART_REFUSED or (error.status == 500 and schema is not None and about_schema is not None)
+
+
+COMPLETIONS = "/chat/completions"
+
+
+def api_prefixes(base_url: str) -> tuple[str, ...]:
+    """What comes between a base URL and the paths of the API, in the order in which it is tried."""
+    path = urlsplit(base_url).path
+    if path.endswith(COMPLETIONS) or re.search(r"/v[0-9]+[a-z0-9]*$", path):
+        return ("",)
+    return ("/v1", "") if path else ("/v1",)
 
 
 class Client:
@@ -1713,6 +1847,8 @@ class Client:
 
     def __init__(self, base_url: str, api_key: str | None, options: Options) -> None:
         self.base_url = base_url
+        self.root = base_url.removesuffix(COMPLETIONS)
+        self.prefixes = api_prefixes(base_url)
         self.api_key = api_key
         self.options = options
         self.on_first_token: Callable[[], None] = lambda: None
@@ -1750,6 +1886,26 @@ class Client:
         """`value` without the API key, which a server may send back in an error."""
         return redact(value, self.api_key)
 
+    def models(self) -> Any:
+        """What the API lists as its models; raises RequestError."""
+        return self._within_api("/models", self.get)
+
+    def _within_api(self, path: str, ask: Callable[[str], Reply]) -> Reply:
+        """What `ask` gives for a `path` of the API, which is where it is found first; raises RequestError."""
+        first: RequestError | None = None
+        for prefix in self.prefixes:
+            try:
+                reply = ask(prefix + path)
+                self.prefixes = (prefix,)
+                return reply
+            except RequestError as error:
+                if error.status != http.HTTPStatus.NOT_FOUND:
+                    self.prefixes = (prefix,) if error.status else self.prefixes
+                    raise
+                first = first or error
+        tried = " and ".join(self.root + prefix + path for prefix in self.prefixes)
+        raise RequestError(f"{first} (tried {tried})", http.HTTPStatus.NOT_FOUND)
+
     def get(self, path: str) -> Any:
         """The JSON that GET `path` gives; raises RequestError."""
         probing = replace(self.options, stall_timeout=PROBE_SECONDS, request_timeout=PROBE_SECONDS, stream=False)
@@ -1775,20 +1931,22 @@ class Client:
         """
         held = None if self.rejects_schema else schema
         try:
-            return self._complete(body, held)
+            return self._within_api(COMPLETIONS, lambda path: self._complete(path, body, held))
         except RequestError as error:
-            if error.status not in PART_REFUSED or isinstance(error, ContextOverflowError):
+            if not refuses_part(error, held) or isinstance(error, ContextOverflowError):
                 raise
             if self.asks_usage and "stream_options" in str(error):
                 self.asks_usage = False
                 return self.complete(body, schema)
             if held is None:
                 raise
-        response = self._complete(body, None)  # fails as well if the request has any other fault
+        response = self._complete(
+            self.prefixes[0] + COMPLETIONS, body, None
+        )  # fails as well if the request has any other fault
         self.rejects_schema = True
         return response
 
-    def _complete(self, body: dict[str, Any], schema: dict[str, Any] | None) -> Response:
+    def _complete(self, path: str, body: dict[str, Any], schema: dict[str, Any] | None) -> Response:
         body = {**body, "response_format": response_format(schema)} if schema else body
         body = {**body, "stream": True} if self.options.stream else body
         body = {**body, "stream_options": {"include_usage": True}} if self.asks_usage else body
@@ -1808,7 +1966,7 @@ class Client:
             return enough
 
         try:
-            self._exchange("POST", COMPLETIONS, body, take)
+            self._exchange("POST", path, body, take)
             transcript.end()
             return transcript.response(self.call)
         except RequestError as error:
@@ -1858,7 +2016,7 @@ class Client:
         """A request without its body, and how it is to be sent: the same each time, so made once."""
         if path not in self.prepared:
             headers = {"Content-Type": "application/json"} if method == "POST" else None
-            request = self.session.prepare_request(requests.Request(method, self.base_url + path, headers=headers))
+            request = self.session.prepare_request(requests.Request(method, self.root + path, headers=headers))
             settings = self.session.merge_environment_settings(request.url, {}, True, None, None)
             self.prepared[path] = request, settings
         return self.prepared[path]
@@ -1866,7 +2024,7 @@ class Client:
     def _refusal(self, reply: requests.Response) -> RequestError:
         """The error that a reply with another status than 200 is."""
         if reply.is_redirect:
-            location = self.redact(one_line(reply.headers["Location"]))
+            location = one_line(self.redact(reply.headers["Location"]))
             return RequestError(f"it redirects to {location}: give that instead", reply.status_code)
         data = bytearray()
         for piece in pieces(reply):
@@ -1916,20 +2074,21 @@ LOADING_POLL_SECONDS = 0.5
 
 
 def preflight(
-    urls: Sequence[str], threads: Sequence[int | None], api_key: str | None, patience: float, say: Callable[[str], None]
+    urls: Sequence[str], options: Options, model: str | None, say: Callable[[str], None]
 ) -> tuple[list[Endpoint], dict[str, UnreachableError]]:
     """The endpoints as they describe themselves, and by URL the trouble with those that are not there yet.
 
-    While none is there but one is loading its model, that is waited for, for up to `patience` seconds. Raises
+    While none is there but one is loading its model, that is waited for, as long as the options have it. Raises
     EndpointError when none can be used, or one of them not at all.
     """
+    patience = options.give_up_after
     deadline, announced = time.monotonic() + patience, False
     while True:
         endpoints: list[Endpoint] = []
         troubles: dict[str, UnreachableError] = {}
-        for url, number in zip(urls, threads, strict=True):
+        for url, number in zip(urls, options.threads, strict=True):
             try:
-                endpoints.append(look_at(url, number, api_key))
+                endpoints.append(look_at(url, number, options.api_key, model))
             except UnreachableError as trouble:
                 endpoints.append(Endpoint(url, number or DEFAULT_THREADS))
                 troubles[url] = trouble
@@ -1945,47 +2104,47 @@ def preflight(
         time.sleep(LOADING_POLL_SECONDS)
 
 
-def look_at(url: str, threads: int | None, api_key: str | None, key_variable: str = "LLAMA_API_KEY") -> Endpoint:
+def look_at(
+    url: str, threads: int | None, api_key: str | None, model: str | None, key_variable: str = "LLAMA_API_KEY"
+) -> Endpoint:
     """The server at `url` as it describes itself now; raises EndpointError when it cannot be used.
 
-    Without a number of threads it gets as many as it has slots. /health, /v1/models and /props are each optional:
-    only a llama-server has all three.
+    Without a number of threads it gets as many as it has slots. /health, /props and, with a `model`, /v1/models are
+    optional: only a llama-server has all three.
     """
     with contextlib.closing(Client(url, api_key, Options())) as client:
         try:
             client.get("/health")
         except RequestError as error:
-            refuse_unusable(client, error)
-            if error.status == 503:
+            if error.status is None:
+                raise UnreachableError(f"{url} cannot be used: {error} (is the server running there?)") from None
+            if error.status == http.HTTPStatus.SERVICE_UNAVAILABLE:
                 raise LoadingError(f"{url} is loading its model") from None
             if error.status in OUT_OF_ORDER:
                 raise UnreachableError(f"{url} cannot be used: {error}") from None
-        listed = typed(typed(probe(client, "/v1/models", key_variable), dict).get("data"), list)
+        listed = typed(typed(optional(client, client.models, None if model else key_variable), dict).get("data"), list)
         models = [entry for entry in listed if isinstance(entry, dict) and model_names(entry)]
-        props = typed(probe(client, "/props"), dict)
+        named = f"?model={quote(model, safe='')}" if model and len(models) > 1 else ""  # of a server with several
+        props = typed(optional(client, lambda: client.get(f"/props{named}")), dict)
     slots = min(as_count(props.get("total_slots")) or DEFAULT_THREADS, MAX_THREADS)
     return Endpoint(url, threads or slots, models, props or None)
 
 
-def probe(client: Client, path: str, key_variable: str = "LLAMA_API_KEY") -> Any:
-    """The JSON that GET `path` gives, or None from a server that does not offer it."""
+def optional(client: Client, ask: Callable[[], Any], key_variable: str | None = None) -> Any:
+    """What `ask` gives, None where a server does not offer it.
+
+    With the variable that holds the API key, a refusal of that, a redirect or silence is an EndpointError.
+    """
     try:
-        return client.get(path)
+        return ask()
     except RequestError as error:
-        refuse_unusable(client, error)
-        if error.status == 401 or (error.status == 403 and path == "/v1/models"):
-            raise EndpointError(
-                f"{client.base_url} refuses the API key ({error}): give the right one in {key_variable}"
-            ) from None
+        if key_variable and error.status in (401, 403):
+            advice = f"give the right one in {key_variable}"
+            raise EndpointError(f"{client.base_url} refuses the API key ({error}): {advice}") from None
+        if key_variable and (error.status is None or 300 <= error.status < 400):
+            kind = UnreachableError if error.status is None else EndpointError
+            raise kind(f"{client.base_url} cannot be used: {error}") from None
         return None
-
-
-def refuse_unusable(client: Client, error: RequestError) -> None:
-    """Raise EndpointError when `error` says that the server is out of reach or elsewhere."""
-    if error.status is None:
-        raise UnreachableError(f"{client.base_url} cannot be used: {error} (is the server running there?)") from None
-    if 300 <= error.status < 400:
-        raise EndpointError(f"{client.base_url} cannot be used: {error}") from None
 
 
 def model_names(entry: dict[str, Any]) -> list[str]:
@@ -2001,8 +2160,9 @@ def choose_model(wanted: str | None, endpoints: list[Endpoint], option: str = "-
     with the model it has, whatever it is asked for.
     """
     for endpoint in endpoints:
-        listed = ", ".join(one_line(model_names(entry)[0]) for entry in endpoint.models[:8])
-        if wanted is None and len(endpoint.models) > 1:
+        distinct = dict.fromkeys(model_names(entry)[0] for entry in endpoint.models)
+        listed = ", ".join(map(one_line, list(distinct)[:8]))
+        if wanted is None and len(distinct) > 1:
             raise EndpointError(f"{endpoint.url} serves several models: choose one with {option}: {listed}")
         if wanted is None and endpoint.models:
             wanted = model_names(endpoint.models[0])[0]
@@ -2013,7 +2173,7 @@ def choose_model(wanted: str | None, endpoints: list[Endpoint], option: str = "-
 
 def serving(endpoint: Endpoint, model: str | None) -> Endpoint:
     """`endpoint` with its description of the model of the run, without those of others."""
-    return replace(endpoint, models=[entry for entry in endpoint.models if model in model_names(entry)])
+    return replace(endpoint, models=[entry for entry in endpoint.models if model in model_names(entry)][:1])
 
 
 def describe(endpoint: Endpoint) -> str:
@@ -2773,6 +2933,7 @@ def settings(state: EvalState) -> dict[str, Any]:
         "model": state.model,
         **{f"prompt {name}": value for name, value in vars(state.prompt).items()},
         **vars(state.sampling),
+        "loop stop": state.loop_stop,
         **{"grader" if name == "name" else name.replace("_", " "): value for name, value in state.grader.items()},
     }
 
@@ -3057,6 +3218,7 @@ def load_state(path: Path, warn: Callable[[str], None]) -> EvalState:
 # The work and the workers: the Pool knows the endpoints and the open tasks, each Worker asks one endpoint.
 
 DOUBTFUL = 5  # tasks in a row that fail at a server before the fault is taken to be the server's
+MAX_TRIES = 20  # times that a task is sent besides its retries, whoever was to blame: some bound always ends a run
 MAX_LOSSES = 10  # times that a server may break down over a task before the fault is taken to be the task's
 PROBE_AFTER = 0.5  # seconds until a server that is out of service is looked at; doubles each time
 PROBE_LIMIT = 30.0
@@ -3065,11 +3227,18 @@ RETRY_AFTER_OUTAGE = 60.0  # a server that asks for more time is looked at all t
 
 @dataclass(eq=False)
 class Attempt:
-    """A task on its way through the endpoints: how often it failed itself, and how often an endpoint did."""
+    """A task on its way through the endpoints: how often it was sent, failed itself, and lost its endpoint.
+
+    `shared` says whether its endpoint had others in hand at the same time; `excused` that it was told of already that
+    these were too many.
+    """
 
     task: Task
+    tries: int = 0
     failures: int = 0
     losses: int = 0
+    shared: bool = False
+    excused: bool = False
     started: str | None = None
     endpoint: str | None = None
     error: str | None = None
@@ -3082,10 +3251,16 @@ class Service:
 
     `tester` is the thread that looks at it and tries it. `suspects` are the tasks that have failed since it last
     completed one: their failures count once it completes another, which shows that the fault was not its own.
+    It is sent no more than `limit` tasks at a time; `gives_reasons` says whether its streams end with a finish reason,
+    None where that is not known yet.
     """
 
     endpoint: Endpoint
     status: str = "up"
+    running: set[Attempt] = field(default_factory=set)
+    limit: float = math.inf
+    gives_reasons: bool | None = None
+    proven: bool = False  # by a usable reply
     served: bool = False  # something, since it was last out
     answers_by_name: bool = False  # its responses have had a name that /v1/models has, too
     suspects: list[Attempt] = field(default_factory=list)
@@ -3133,11 +3308,31 @@ class Pool:
                         service.tester = me
                         return service
                 elif service.status == "up" or (service.status == "trial" and service.tester == me):
-                    if self.ready:
-                        return self.ready.popleft()
+                    if self.ready and len(service.running) < service.limit:
+                        return self._give(service, self.ready.popleft())
                     wake = self.later[0][0] if self.later else None
                 self.changed.wait(wake and wake - now)
             return None
+
+    def _give(self, service: Service, attempt: Attempt) -> Attempt:
+        attempt.tries += 1
+        attempt.shared, attempt.excused = bool(service.running), False
+        for other in service.running:
+            other.shared = True
+        service.running.add(attempt)
+        return attempt
+
+    def is_whole(self, service: Service, attempt: Attempt, response: Response) -> bool:
+        """Whether a response is complete as far as its finish reason tells.
+
+        Some servers never give one. Others end a response without one, for another request that has come.
+        """
+        with self.changed:
+            if response.finish_reason:
+                service.gives_reasons = True
+            elif service.gives_reasons is None and not attempt.shared:
+                service.gives_reasons, service.limit = False, math.inf
+            return bool(response.finish_reason) or service.gives_reasons is False
 
     def alive(self, service: Service) -> None:
         """Note that an endpoint has sent a token."""
@@ -3147,10 +3342,12 @@ class Pool:
                 self.out_since = None
                 self.changed.notify_all()
 
-    def complete(self, service: Service) -> None:
+    def complete(self, service: Service, attempt: Attempt) -> None:
         """Note that an endpoint has completed a task."""
         self.alive(service)
         with self.changed:
+            self._release(service, attempt)
+            service.proven = True
             if service.outages:
                 self.tell(f"{service.endpoint.url} is back in service")
             service.served, service.outages = True, 0
@@ -3162,6 +3359,14 @@ class Pool:
     def fail(self, service: Service, attempt: Attempt, error: Exception, remedy: str) -> bool:
         """Note that a request failed, with its remedy by `classify`; returns whether that ends its task."""
         with self.changed:
+            if attempt.tries > MAX_TRIES + self.max_retries:
+                self._release(service, attempt)
+                self._settle()
+                return True
+            if isinstance(error, CrowdedError):
+                self._thin_out(service, attempt, error)
+                return self._put_back(attempt)
+            self._release(service, attempt)
             if remedy == GONE:
                 self._dismiss(service, str(error))
                 return self._put_back(attempt)
@@ -3174,6 +3379,23 @@ class Pool:
             elif service.status != "down":
                 service.suspects.append(attempt)
             return self._refused(service, attempt, error) if remedy == NEVER else self._missed(service, attempt, error)
+
+    def _release(self, service: Service, attempt: Attempt) -> None:
+        service.running.discard(attempt)
+        self.changed.notify_all()
+
+    def _thin_out(self, service: Service, attempt: Attempt, error: Exception) -> None:
+        """Send an endpoint that cannot work on so many requests at a time half as many."""
+        if not attempt.excused:
+            if service.limit == math.inf:
+                advice = "it is sent fewer from now on (--threads 1 does so from the start)"
+                self.tell(
+                    f"WARNING: {service.endpoint.url} cannot work on so many requests at a time: {error}; {advice}"
+                )
+            service.limit = max(1, len(service.running) // 2)
+            for other in service.running:  # which fail for the same reason
+                other.excused = True
+        self._release(service, attempt)
 
     def _refused(self, service: Service, attempt: Attempt, error: Exception) -> bool:
         """Pass a refused task on to another server; one that refuses task after task is the wrong one to ask."""
@@ -3208,7 +3430,7 @@ class Pool:
             self._settle()
             return True
         name = f"{attempt.task.problem}#{attempt.task.sample}"
-        self.tell(f"{name} is tried again, for the {ordinal(failures)} time: {attempt.error}")
+        self.tell(f"{name} is tried again, for the {ordinal(attempt.tries)} time: {attempt.error}")
         heapq.heappush(self.later, (time.monotonic() + wait, random.getrandbits(64), attempt))
         self.changed.notify_all()
         return False
@@ -3240,6 +3462,7 @@ class Pool:
     def dismiss(self, service: Service, reason: str, attempt: Attempt) -> None:
         """Take an endpoint out for good; its task goes to the others."""
         with self.changed:
+            self._release(service, attempt)
             self._dismiss(service, reason)
             self._put_back(attempt)
 
@@ -3272,9 +3495,8 @@ class Pool:
 
     def unfinished(self, attempt: Attempt) -> TaskState:
         """The state of a task that has been tried, but is not done with."""
-        attempts = self.failures(attempt) + attempt.losses
         known = {name: getattr(attempt, name) for name in ("endpoint", "error", "started", "partial")}
-        return TaskState(attempts=attempts, **known)
+        return TaskState(attempts=self.failures(attempt) + attempt.losses, **known)
 
     def _settle(self) -> None:
         self.left -= 1
@@ -3295,6 +3517,8 @@ class Pool:
         service.retry_at = time.monotonic() + max(pause, min(waiting_time(error), RETRY_AFTER_OUTAGE))
         self._note_outage(str(error))
         follows = "it is looked at again now and then"
+        if not service.proven and isinstance(error, ReplyError):
+            follows += "; none of its replies could be used so far: try --no-stream, if it does not stream"
         if not self._alone(service):
             follows = "what it was working on goes to the others"
         text = f"WARNING: {service.endpoint.url} is out of service: {error}; {follows}"
@@ -3376,7 +3600,12 @@ class Worker(threading.Thread):
         try:
             schema = self.state.prompt.schema
             response, reason = self.client.complete(request_body(attempt.task, self.state), schema), None
-        except ContextOverflowError as error:  # cut off, maybe before its first token
+            if self.client.options.stream and not self.pool.is_whole(self.service, attempt, response):
+                kind = CrowdedError if attempt.shared else RequestError
+                return self._failed(attempt, kind("the stream ended without a finish_reason"))
+        except (ContextOverflowError, CrowdedError) as error:  # cut off, maybe before its first token
+            if isinstance(error, CrowdedError) and attempt.shared:
+                return self._failed(attempt, error)
             response, reason = replace(error.partial or NOTHING, finish_reason="length"), str(error)
         except RequestError as error:
             return self._failed(attempt, error)
@@ -3384,7 +3613,7 @@ class Worker(threading.Thread):
             now = f"now answers as '{one_line(response.model, 60)}', which is not the model of this run"
             self.pool.dismiss(self.service, f"{self.client.base_url} {now}", attempt)
             return None
-        self.pool.complete(self.service)
+        self.pool.complete(self.service, attempt)
         done = replace(self.pool.unfinished(attempt), attempts=self.pool.failures(attempt) + 1, partial=None)
         return replace(done, status="ungraded", response=response, error=reason, finished=timestamp())
 
@@ -3420,7 +3649,7 @@ class Worker(threading.Thread):
     def _look_at_endpoint(self) -> Endpoint:
         """The endpoint as it describes itself now; raises EndpointError unless it serves the model of the run."""
         known = self.service.endpoint
-        found = look_at(known.url, known.threads, self.client.api_key)
+        found = look_at(known.url, known.threads, self.client.api_key, self.state.model)
         choose_model(self.state.model, [found])
         return found
 
@@ -3947,7 +4176,7 @@ def plan(options: Options, dataset: Dataset, grader: Grader) -> EvalState:
     run = new_run(dataset, prompt, options.sampling, options.samples, part)
     if not run.tasks:
         raise UsageError(f"--shard {number}/{shards} has none of the {len(dataset.problems[: options.limit])} problems")
-    run.model, run.grader = options.model, grader.settings
+    run.model, run.grader, run.loop_stop = options.model, grader.settings, options.loop_stop
     return run
 
 
@@ -3971,7 +4200,7 @@ def connected(options: Options, state: EvalState, console: Console) -> Iterator[
             urls = [stack.enter_context(simulator(options.simulate, options.dataset, options.threads[0]))]
         if not urls:
             raise UsageError("name a server with --endpoint URL, or have one simulated with --simulate")
-        endpoints, troubles = preflight(urls, options.threads, options.api_key, options.give_up_after, console.say)
+        endpoints, troubles = preflight(urls, options, state.model, console.say)
         state.model = choose_model(state.model, endpoints)
         state.endpoints = [serving(endpoint, state.model) for endpoint in endpoints]
         for endpoint in state.endpoints:
@@ -3990,7 +4219,9 @@ def find_judge(url: str, options: Options, state: EvalState, console: Console, r
     Unless it is `required` at once, a judge out of reach is only warned of: the responses can be graded later.
     """
     try:
-        judge = look_at(url, options.grader_threads, options.judge_api_key, "JUDGE_API_KEY")
+        judge = look_at(
+            url, options.grader_threads, options.judge_api_key, state.grader["judge_model"], "JUDGE_API_KEY"
+        )
     except UnreachableError as error:
         if required:
             raise
@@ -4023,7 +4254,7 @@ def run_open_tasks(
 def evaluate(options: Options, argv: list[str]) -> int:
     """Run the evaluation that the command line describes; returns the exit status."""
     started = time.monotonic()
-    dataset = load_dataset(options.dataset, options.sampling.seed or 0)
+    dataset = load_dataset(options.dataset, (options.sampling.seed or 0) if options.shuffle else None)
     grader = GRADERS[options.grader](options)
     state = plan(options, dataset, grader)
     output = options.output or Path(f"{dataset.name}-{state.id}.json")
@@ -4165,7 +4396,7 @@ def whole_number(minimum: int, maximum: int = 10**9) -> Callable[[str], int]:
 
 
 def parse_endpoint(text: str, option: str = "--endpoint", key: str = "LLAMA_API_KEY") -> str:
-    """The base URL of a server, without a trailing slash or the path of its API; raises UsageError for no URL."""
+    """The base URL of a server, without a trailing slash or /v1; raises UsageError for no URL."""
     if set(text) & set("@?#"):  # where secrets hide, so it is not repeated either
         raise UsageError(f"{option} takes a bare URL, like http://localhost:8033: give the key by {key}")
     try:
@@ -4175,7 +4406,7 @@ def parse_endpoint(text: str, option: str = "--endpoint", key: str = "LLAMA_API_
         valid = False
     if not valid:
         raise UsageError(f"{option} '{text}' is not a URL: write it like http://localhost:8033")
-    path = url.path.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1").rstrip("/")
+    path = url.path.rstrip("/").removesuffix(f"/v1{COMPLETIONS}").removesuffix("/v1").rstrip("/")
     return f"{url.scheme}://{url.netloc}{path}"
 
 
@@ -4309,6 +4540,8 @@ def add_what_options(add: Callable[..., Any]) -> None:
     parts = "only the problems of part I of N, for as many processes or machines; --merge joins them"
     add("--shard", type=shard, metavar="I/N", help=parts)
     add("--samples", type=whole_number(1, 10_000), metavar="K", help="answers to each problem (default: 1)")
+    kept = "keep the options of multiple choices in the order of the dataset"
+    add("--no-shuffle", dest="shuffle", action="store_false", help=kept)
     add("--system-prompt", metavar="TEXT", help="a system message before the question")
     own = "a prompt of one's own, with {question} where the question goes"
     add("--prompt-file", type=prompt_template, metavar="FILE", help=own)

@@ -147,6 +147,8 @@ class Serving:
     keys: tuple[str, ...]
     metrics: bool
     slots_endpoint: bool
+    kv_unified: bool
+    interrupts: bool
 
 
 @dataclass(frozen=True)
@@ -1026,7 +1028,7 @@ FAULTS = {
         marked=True,
         delivered=True,
     ),
-    "no-done": Fault("a stream without its `[DONE]`; a whole reply is left alone", done=False, only_streams=True),
+    "no-done": Fault("a stream without its `[DONE]`, but whole", done=False, delivered=True, only_streams=True),
     "stream-error": Fault(
         "an error event in the middle of a stream; a whole reply is left alone",
         midway=True,
@@ -2197,14 +2199,16 @@ def sampling_shown(body: Mapping[str, Any], limit: int | None, unparsed: bool) -
 
 # ---- slots ----------------------------------------------------------------------------------------------
 
+CROWD_CHECK_SECONDS = 0.02  # between looks at how full a shared context is
 LEFT_CHECK_SECONDS = 1.0  # between looks at whether a client that waits for a slot is still there
 
 
 class Slots:
     """The server's slots, and the queue of those who wait for one: first come, first served."""
 
-    def __init__(self, count: int) -> None:
-        """All slots are free."""
+    def __init__(self, count: int, context: int | None) -> None:
+        """All slots are free. They may share a context of so many tokens."""
+        self.context = context
         self.jobs: list[Job | None] = [None] * count  # the job in each slot, or the last that was
         self.free = deque(reversed(range(count)))  # the first is the one that has been free for longest
         self.lock = threading.Lock()
@@ -2228,6 +2232,17 @@ class Slots:
                     self.queue.remove(job)
                 self.free += job.slots
                 self._serve()
+
+    def busy(self) -> set[Job]:
+        """The jobs that are at work."""
+        return {job for job, busy in self.states() if job is not None and busy}
+
+    def crowd(self) -> None:
+        """Fail all jobs at work once they have filled the context that they share."""
+        busy = self.busy() if self.context else set()
+        if self.context and sum(job.tokens() for job in busy) > self.context:
+            for job in busy:
+                job.failure = RequestError(500, "server_error", "Context size has been exceeded.")
 
     def _serve(self) -> None:
         """Give free slots to the first in the queue. The lock is held."""
@@ -2276,6 +2291,8 @@ class Job:
         self.prompt_ms = 0.001
         self.sent = 0  # tokens
         self.broken = False  # by its fault
+        self.interrupted = False  # by another request
+        self.failure: RequestError | None = None  # of the server, over this and others
 
     def prompt_is_read(self) -> None:
         """The first token is there."""
@@ -2298,6 +2315,11 @@ class Job:
             return 0
         elapsed = time.perf_counter() - self.first_token
         return min(self.total, 1 + int(elapsed / self.step)) if self.step else self.total
+
+    def tokens(self) -> int:
+        """The number of tokens that it holds in the context by now."""
+        decoded = self.decoded()
+        return sum(choice.prompt_tokens + min(decoded, choice.completion_tokens) for choice in self.choices)
 
     def predicted_seconds(self) -> float:
         """The time since the first token."""
@@ -2556,8 +2578,10 @@ class Stream:
 
     def ending(self) -> bytes:
         """The events after the last choice's last one; none for a stream that has broken off."""
-        if self.job.fault.midway:
+        if self.job.fault.midway or self.job.failure:
             return b""
+        if self.job.interrupted:
+            return b"data: [DONE]\n\n"
         first, told = self.job.choices[0], ""
         if self.request.include_usage and self.request.is_chat:
             timing = timings(self.job, first, first.completion_tokens)
@@ -2666,7 +2690,7 @@ class Simulator:
         self.matcher = Matcher(questions, settings.answers.match_threshold)
         self.deliveries = Deliveries(questions, settings)
         self.faults = Faults(settings)
-        self.slots = Slots(settings.speed.slots)
+        self.slots = Slots(settings.speed.slots, settings.speed.slot_context if settings.server.kv_unified else None)
         self.metrics = Metrics()
         self.entries: deque[dict[str, Any]] = deque(maxlen=LOG_LENGTH)
 
@@ -2786,7 +2810,8 @@ class Simulator:
                 continue
             looped = delivery.outcome == "loop" and choice.length(job.sent) >= ENOUGH_OF_A_LOOP
             turned_away = looped and not reached and not job.broken  # before any fault could strike
-            lost = not turned_away and not (reached and job.fault.delivered)
+            whole = reached and job.fault.delivered and not (job.failure or job.interrupted)
+            lost = not turned_away and not whole
             verdict = choice.verdict
             if not job.fault.content:
                 verdict = "truncated" if choice.finish_reason == "length" else "no_answer"
@@ -3110,13 +3135,16 @@ def fault_response(fault: Fault, connection: Connection) -> flask.Response:
     return response
 
 
-def paced(job: Job, connection: Connection) -> Iterator[tuple[int, int] | None]:
+def paced(job: Job, slots: Slots, connection: Connection) -> Iterator[tuple[int, int] | None]:
     """The tokens of a job as they come due, as ranges; None for a sign of life while none does.
 
-    Raises HangupError when the client leaves.
+    Raises HangupError when the client leaves. It ends early where the job fails or is interrupted.
     """
     position = 0
     while position < job.total:
+        slots.crowd()
+        if job.failure or job.interrupted:
+            return
         remaining = job.due(position) - time.perf_counter()
         if remaining > 0:
             if connection.wait(min(remaining, PING_SECONDS)):
@@ -3135,7 +3163,7 @@ def streamed(stream: Stream, job: Job, simulator: Simulator, connection: Connect
     """The bytes of a streamed reply but for its ending, as its fault has them."""
     middle = job.total // 2 if job.fault.midway else job.total
     with simulator.slots.held(job, connection.has_left):
-        for part in paced(job, connection):
+        for part in paced(job, simulator.slots, connection):
             if part is None:
                 yield b":\n\n"
                 continue
@@ -3148,12 +3176,18 @@ def streamed(stream: Stream, job: Job, simulator: Simulator, connection: Connect
                     raise HangupError(reset=job.fault.end == "reset")
                 yield encoded(job.fault.event)
                 return
+        if job.failure:
+            yield encoded(f"data: {compact_json(job.failure.body())}\n\n")
+            return
         simulator.metrics.count(job)
 
 
 def chat_response(simulator: Simulator, request: ChatRequest, connection: Connection) -> flask.Response:
     """The reply to a chat request, whole or as a stream, as its fault has it."""
     job = simulator.job(request)
+    if simulator.settings.server.interrupts:
+        for other in simulator.slots.busy():
+            other.interrupted = other.request.stream
     if not job.fault.generates:
         return fault_response(job.fault, connection)
     if request.stream:
@@ -3170,12 +3204,18 @@ def whole_response(job: Job, simulator: Simulator, connection: Connection) -> fl
         with simulator.slots.held(job, connection.has_left):
             sleep_until(job.due(0))
             job.prompt_is_read()
-            sleep_until(job.due(job.total - 1))
+            while simulator.slots.context and time.perf_counter() < job.due(job.total - 1) and not job.failure:
+                sleep_until(min(job.due(job.total - 1), time.perf_counter() + CROWD_CHECK_SECONDS))
+                simulator.slots.crowd()
+            sleep_until(job.due(job.total - 1) if not job.failure else 0)
             data = encoded(compact_json(completion(job, simulator.settings.server.alias)))
             simulator.metrics.count(job)
     except HangupError:
         simulator.settle(job, reached=False)
         raise
+    if job.failure:
+        simulator.settle(job, reached=False)
+        raise job.failure
     if job.fault.event:
         data = data[: len(data) // 2]
     body = delivered(job, simulator, connection, first_half(data, job.fault), lambda: data)
@@ -3560,6 +3600,10 @@ def add_server_options(add: Callable[..., Any]) -> None:
     add("--api-key-file", metavar="FILE", help="file with such keys, one in each line")
     add("--metrics", action="store_true", help="offer GET /metrics")
     add("--no-slots", action="store_true", help="offer no GET /slots")
+    unified = "the slots share one context, and fail together when they have filled it"
+    add("--kv-unified", action="store_true", help=unified)
+    interrupts = "a new request ends the streams that are under way, as in the server of llama-cpp-python"
+    add("--interrupt-requests", action="store_true", help=interrupts)
 
 
 def add_fault_options(add: Callable[..., Any]) -> None:
@@ -3579,7 +3623,7 @@ def read_settings(options: argparse.Namespace) -> Settings:
         raise UsageError(f"{names} sum to more than 1")
     slots = options.slots or DEFAULT_SLOTS
     context = options.ctx_size or MODEL_CONTEXT
-    if options.ctx_size and options.slots:
+    if options.ctx_size and options.slots and not options.kv_unified:
         context = max(1, context // slots)
     keys = [key.strip() for key in (options.api_key or "").split(",") if key.strip()]
     if options.api_key_file:
@@ -3591,7 +3635,14 @@ def read_settings(options: argparse.Namespace) -> Settings:
         seed=options.seed,
         answers=Answers(**{name: getattr(options, name) for name in Answers.__annotations__}),
         speed=Speed(slots=slots, slot_context=context, **{name: getattr(options, name) for name in speed}),
-        server=Serving(options.alias, tuple(keys), options.metrics, not options.no_slots),
+        server=Serving(
+            options.alias,
+            tuple(keys),
+            options.metrics,
+            slots_endpoint=not options.no_slots,
+            kv_unified=options.kv_unified,
+            interrupts=options.interrupt_requests,
+        ),
         faults=Failing(options.fault, options.fault_first),
     )
 

@@ -1,5 +1,6 @@
 """Several endpoints, of which some break down: what is taken out, let back in, waited for and given up."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from scripts import (
     DEADLINE,
+    DONE,
     EVAL,
     STREAM,
     HangupError,
@@ -18,6 +20,7 @@ from scripts import (
     answer,
     chunk,
     delta,
+    expected,
     http,
     load,
     run_eval,
@@ -396,6 +399,9 @@ def test_one_of_five_failures_at_random_costs_no_task(socket_server, tmp_path):
 # ---- the rules, one by one ------------------------------------------------------------------------------
 
 
+DONE_WITH = llama_eval.Attempt(llama_eval.Task("d/1#0", "1", 0, "?", "1"))
+
+
 class Rules:
     """A backlog of some tasks and endpoints, and what it tells."""
 
@@ -454,7 +460,7 @@ def test_a_task_that_is_completed_in_between_clears_the_server_of_suspicion():
         for _ in range(llama_eval.DOUBTFUL - 1):
             rules.fail()
         rules.pool.take(rules.services[0])
-        rules.pool.complete(rules.services[0])
+        rules.pool.complete(rules.services[0], DONE_WITH)
     assert rules.services[0].status == "up"
 
 
@@ -482,7 +488,7 @@ def test_a_failure_counts_once_its_server_has_completed_something():
     rules.fail(attempt)
     assert (rules.pool.failures(attempt), attempt.failures) == (1, 0)
     rules.pool.take(rules.services[0])
-    rules.pool.complete(rules.services[0])
+    rules.pool.complete(rules.services[0], DONE_WITH)
     assert (rules.pool.failures(attempt), attempt.failures) == (1, 1)
 
 
@@ -505,7 +511,7 @@ def test_an_endpoint_comes_back_with_one_task_and_the_others_follow_its_first_to
     others.join(DEADLINE)
     assert got[0] not in (None, trial)
     assert "http://0 is back in service" not in rules.news, "which a token does not prove"
-    rules.pool.complete(service)
+    rules.pool.complete(service, DONE_WITH)
     assert rules.news[-1] == "http://0 is back in service"
 
 
@@ -521,7 +527,7 @@ def test_pauses_grow_until_a_server_has_completed_something():
     assert llama_eval.PROBE_LIMIT / 2 - 1 < pauses[-1] <= llama_eval.PROBE_LIMIT
     assert len([line for line in rules.news if line]) == 1, "one outage is told once"
     rules.pool.take(service)
-    rules.pool.complete(service)
+    rules.pool.complete(service, DONE_WITH)
     rules.fail(healthy=False)
     assert service.retry_at - time.monotonic() <= llama_eval.PROBE_AFTER
 
@@ -626,7 +632,7 @@ def test_who_has_no_more_to_do_is_told_when_the_last_task_is_done():
     idle = [threading.Thread(target=lambda: ends.append(rules.pool.take(rules.services[1]))) for _ in range(3)]
     for thread in idle:
         thread.start()
-    rules.pool.complete(rules.services[0])
+    rules.pool.complete(rules.services[0], DONE_WITH)
     for thread in idle:
         thread.join(DEADLINE)
     assert ends == [None] * 3
@@ -657,3 +663,63 @@ def test_waiting_for_an_endpoint_is_told_now_and_then(socket_server, tmp_path, m
     assert 4 <= len(words) <= 6
     assert "giving up in 1 s unless one comes back: " in words[0]
     assert "Connection refused" in words[0]
+
+
+def run_on(simulator, tmp_path, *more):
+    options = ["--endpoint", simulator.url, "--dataset", "practice", "--limit", 8, "--output", "run.json"]
+    done = run_eval(*options, *more, cwd=tmp_path)
+    return done, json.loads((tmp_path / "run.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("mode", [[], ["--no-stream"]])
+def test_a_server_whose_slots_share_one_context_is_sent_fewer_at_a_time(start_simulator, tmp_path, mode):
+    simulator = start_simulator(
+        *("--dataset", "practice", "--success-rate", 1, "--kv-unified", "--ctx-size", 700),
+        *("--tokens-per-second", 300),
+    )
+    done, state = run_on(simulator, tmp_path, *mode)
+    assert (done.returncode, state["summary"]["counts"]["correct"]) == (0, 8), done.stdout
+    assert done.stdout.count("cannot work on so many requests at a time: HTTP 500: Context size has been") == 1
+
+
+def test_what_fills_the_context_alone_is_truncated(socket_server, tmp_path):
+    failure = {"error": {"code": 500, "message": "Context size has been exceeded.", "type": "server_error"}}
+    server = socket_server(lambda connection, body: connection.sendall(http(json.dumps(failure).encode(), 500)))
+    done, state = run_on(server, tmp_path, "--threads", 4)
+    assert (done.returncode, state["summary"]["counts"]["truncated"]) == (0, 8), done.stdout
+
+
+def test_a_server_that_ends_one_stream_for_the_next_is_sent_one_at_a_time(start_simulator, tmp_path):
+    simulator = start_simulator(
+        *("--dataset", "practice", "--success-rate", 1, "--interrupt-requests", "--tokens-per-second", 500),
+    )
+    done, state = run_on(simulator, tmp_path)
+    assert (done.returncode, state["summary"]["counts"]["correct"]) == (0, 8), done.stdout
+    assert done.stdout.count("cannot work on so many requests at a time: the stream ended without") == 1
+
+
+def test_a_server_that_never_gives_a_finish_reason_is_believed(socket_server, tmp_path):
+    """Once one stream has ended so that no other could have cut short, and at full width from then on."""
+
+    def act(connection, body):
+        whole = json.dumps({"choices": [{"index": 0, "delta": {"content": f'{{"answer": {expected(body)}}}'}}]})
+        connection.sendall(streamed(f"data: {whole}\n\n".encode(), DONE))
+
+    done, state = run_on(socket_server(act), tmp_path, "--threads", 4)
+    assert (done.returncode, state["summary"]["counts"]["correct"]) == (0, 8), done.stdout
+
+
+def test_some_bound_ends_a_run_whatever_its_server_does(socket_server, tmp_path):
+    """This one answers every look at it, and lets each request of a crowd fail, for ever."""
+    number = itertools.count()
+
+    def act(connection, body):
+        if next(number) % 9 == 8:
+            answer(connection, body)
+        else:
+            connection.sendall(http(b'{"error": {"message": "no"}}', 503))
+
+    done, state = run_on(socket_server(act), tmp_path, "--threads", 4, "--max-retries", 2)
+    assert done.returncode in (0, 3)
+    counts = state["summary"]["counts"]
+    assert counts["correct"] + counts["error"] == 8

@@ -31,7 +31,7 @@ def script(path, body, interpreter=sys.executable):
 
 def grader_of(command, timeout=DEADLINE, **more):
     options = llama_eval.Options(grader_cmd=command, grader_timeout=timeout, **more)
-    return llama_eval.CommandGrader("json", options)
+    return llama_eval.CommandGrader(options)
 
 
 def grade(command, content='{"answer": 42}', timeout=DEADLINE, **more):

@@ -232,6 +232,9 @@ def test_the_shuffle_depends_on_the_seed_alone_and_is_stored_with_each_task(tmp_
         ({**OWN_ROW, "answer": "neon"}, "the answer 'neon' is neither the letter nor the text of an option"),
         ({**OWN_ROW, "answer": 1}, "the answer 1 may be an option or its number; give its letter or its text"),
         ({**OWN_ROW, "options": ["B", "A"]}, "the answer 'B' is more than one option"),
+        ({**OWN_ROW, "options": ["3", "5", " 5 "]}, "two options are the same"),
+        ({**OWN_ROW, "options": ["(A) 5", "(B) 5"]}, "two options are the same"),
+        ({**OWN_ROW, "options": ["(B) 4", "(A) 5"]}, "the options have labels that are not in order"),
         ({**OWN_ROW, "options": ["one"]}, "the options are not a list of 2 to 10 texts"),
         ({**OWN_ROW, "options": "ABCD"}, "the options are not a list of 2 to 10 texts"),
         ({**OWN_ROW, "options": ["a", 2]}, "the options are not a list of 2 to 10 texts"),
@@ -306,3 +309,40 @@ def test_aime_2026_and_gpqa_are_read_from_the_places_they_have_on_the_hub(tmp_pa
     assert "accuracy  100.0 %  (2 of 2)" in done.stdout, done.stderr
     done = run_eval("--endpoint", server.url, "--dataset", "gpqa", cwd=tmp_path, env=env)
     assert "accuracy  100.0 %  (1 of 1)" in done.stdout, done.stderr
+
+
+def asked(tmp_path, *options, seed=0):
+    """The options of a row as they are shown, and the letter of the second, which is right."""
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps({"question": "Which?", "options": options, "answer": "B"}) + "\n", "utf-8")
+    (problem,) = llama_eval.load_dataset(str(path), seed).problems
+    return problem.question.split("\n")[2:], problem.expected
+
+
+@pytest.mark.parametrize("label", ["({})", "{})", "{}.", "({}):", "[{}]", "{}. "])
+def test_labels_of_the_options_own_are_taken_off(tmp_path, label):
+    labelled = [f"{label.format(letter)} {text}" for letter, text in zip("ABC", ("two", "three", "five"), strict=True)]
+    shown, expected = asked(tmp_path, *labelled)
+    assert sorted(line[3:] for line in shown) == ["five", "three", "two"]
+    assert f"{expected}) three" in shown
+
+
+@pytest.mark.parametrize(
+    "referring",
+    ["All of the above", "none of these", "Both A and B", "B and C only", "Neither (A) nor (C)", "A, B, and C"],
+)
+def test_options_keep_their_places_where_one_refers_to_others(tmp_path, referring):
+    for seed in range(5):
+        shown, expected = asked(tmp_path, "seven", "nine", "eleven", referring, seed=seed)
+        assert shown == ["A) seven", "B) nine", "C) eleven", f"D) {referring}"]
+        assert expected == "B"
+
+
+def test_options_can_be_kept_in_order(tmp_path):
+    assert asked(tmp_path, "a tie", "a win", "a loss", seed=None) == (["A) a tie", "B) a win", "C) a loss"], "B")
+
+
+def test_options_whose_right_one_stands_first_cannot_be_kept_in_order(tmp_path):
+    (tmp_path / "d.jsonl").write_text(json.dumps(GPQA_ROW) + "\n", "utf-8")
+    done = run_eval("--endpoint", "http://localhost:1", "--dataset", "d.jsonl", "--no-shuffle", cwd=tmp_path)
+    assert (done.returncode, "have to be shuffled" in done.stderr) == (1, True)

@@ -1,11 +1,10 @@
 """One server: its URL, what it says of itself, one request to it."""
 
 import socket
-import threading
 
 import pytest
 
-from scripts import EVAL, completion, load, run_eval
+from scripts import EVAL, completion, load, right, run_eval
 
 llama_eval = load(EVAL)
 
@@ -231,14 +230,14 @@ def test_a_refused_key_ends_the_run_before_it_starts(fake_server, tmp_path):
 def test_what_does_not_fit_a_server_is_said_before_the_run(fake_server):
     props = {"total_slots": 2, "default_generation_settings": {"n_ctx": 1024}, "build_info": "b9999"}
     server = fake_server(lambda method, path, body: (200, props if path == "/props" else {"data": [{"id": "tiny"}]}))
-    endpoint = llama_eval.look_at(server.url, 4, None)
+    endpoint = llama_eval.look_at(server.url, 4, None, None)
     for words in ("tiny", "4 threads", "2 slots", "1024 tokens of context per slot", "b9999"):
         assert words in llama_eval.describe(endpoint)
     slots, context = llama_eval.misfits(endpoint, 1000, 100)
     assert "2 of 4 threads will always wait" in slots
     assert "prompts of about 100 tokens and --max-tokens 1000 do not fit its context of 1024 per slot" in context
     assert "prompts of about 2000 tokens do not fit" in llama_eval.misfits(endpoint, None, 2000)[1]
-    assert llama_eval.misfits(llama_eval.look_at(server.url, 2, None), 512, 100) == []
+    assert llama_eval.misfits(llama_eval.look_at(server.url, 2, None, None), 512, 100) == []
 
 
 @pytest.mark.parametrize("page", [b"", b"OK", b"<html>every path is this page</html>", b"null"])
@@ -248,22 +247,94 @@ def test_a_healthy_server_may_say_anything_on_paths_it_does_not_know(fake_server
     assert done.returncode == 0, done.stderr
 
 
-def test_a_server_that_redirects_is_refused_with_the_place(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+def redirecting(paths):
+    """The reply of a server that is right, but sends some paths to a login page."""
 
-        def redirect():
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(65536)
-                connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: http://elsewhere\r\nContent-Length: 0\r\n\r\n")
+    def reply(method, path, body):
+        return (302, b"", {"Location": "http://elsewhere"}) if path in paths else right(method, path, body)
 
-        thread = threading.Thread(target=redirect, daemon=True)
-        thread.start()
-        done = run_eval("--endpoint", url, "--dataset", "practice", cwd=tmp_path)
-        thread.join(10)
+    return reply
+
+
+def test_a_server_that_redirects_is_refused_with_the_place(fake_server, tmp_path):
+    server = fake_server(redirecting(("/health", "/v1/models", "/props", "/v1/chat/completions")))
+    done = run_eval("--endpoint", server.url, "--dataset", "practice", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "it redirects to http://elsewhere" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("paths", "more"), [(("/health", "/props"), []), (("/health", "/props", "/v1/models"), ["--model", "m"])]
+)
+def test_a_probe_that_is_optional_may_redirect(fake_server, tmp_path, paths, more):
+    server = fake_server(redirecting(paths))
+    done = run_eval("--endpoint", server.url, "--dataset", "practice", "--limit", 2, *more, cwd=tmp_path)
+    assert (done.returncode, "2 correct" in done.stdout) == (0, True)
+
+
+def test_a_model_that_is_listed_twice_is_no_choice(fake_server, tmp_path):
+    def reply(method, path, body):
+        return (200, {"data": [{"id": "m"}, {"id": "m"}]}) if path == "/v1/models" else right(method, path, body)
+
+    done = run_eval("--endpoint", fake_server(reply).url, "--dataset", "practice", "--limit", 2, cwd=tmp_path)
+    assert (done.returncode, "2 correct" in done.stdout) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ("", "/v1/chat/completions"),
+        ("/v1", "/v1/chat/completions"),
+        ("/v1/chat/completions", "/v1/chat/completions"),
+        ("/openai", "/openai/chat/completions"),
+        ("/openai", "/openai/v1/chat/completions"),
+        ("/api/paas/v4", "/api/paas/v4/chat/completions"),
+        ("/v1beta/openai/", "/v1beta/openai/chat/completions"),
+        ("/odd/chat/completions", "/odd/chat/completions"),
+    ],
+)
+def test_the_api_is_found_below_whatever_base_url(fake_server, tmp_path, given, place):
+    def reply(method, path, body):
+        return right(method, path, body) if path == place else (404, {"error": {"message": "nothing here"}})
+
+    server = fake_server(reply)
+    options = ["--dataset", "practice", "--limit", 2, "--threads", 1]
+    done = run_eval("--endpoint", server.url + given, *options, cwd=tmp_path)
+    assert (done.returncode, "2 correct" in done.stdout) == (0, True)
+
+
+def test_the_places_that_were_tried_are_told(fake_server, tmp_path):
+    server = fake_server(lambda *_: (404, {"error": {"message": "nothing here"}}))
+    done = run_eval("--endpoint", server.url + "/odd", "--dataset", "practice", cwd=tmp_path)
+    assert done.returncode == 1
+    tried = f"(tried {server.url}/odd/v1/chat/completions and {server.url}/odd/chat/completions)"
+    assert tried in done.stderr
+
+
+def test_settings_of_one_of_several_models_are_asked_for_by_its_name(fake_server, tmp_path):
+    """As llama-server in router mode has them."""
+
+    def reply(method, path, body):
+        if path == "/v1/models":
+            return 200, {"data": [{"id": "a/b"}, {"id": "c"}]}
+        if path == "/props?model=a%2Fb":
+            return 200, {"total_slots": 3, "default_generation_settings": {"n_ctx": 8192}}
+        return right(method, path, body)
+
+    options = ["--dataset", "practice", "--limit", 2, "--model", "a/b", "--threads", "auto"]
+    done = run_eval("--endpoint", fake_server(reply).url, *options, cwd=tmp_path)
+    assert "a/b, 3 threads, 3 slots, 8192 tokens of context per slot" in done.stdout
+
+
+def test_a_schema_that_a_server_breaks_over_is_a_refusal(fake_server, tmp_path):
+    def reply(method, path, body):
+        if method == "POST" and "response_format" in body:
+            return 500, {"error": {"message": "failed to parse grammar"}}
+        return right(method, path, body)
+
+    options = ["--dataset", "practice", "--limit", 2, "--answer-format", "schema", "--threads", 1]
+    done = run_eval("--endpoint", fake_server(reply).url, *options, cwd=tmp_path)
+    assert (done.returncode, "refuses response_format" in done.stdout, "2 correct" in done.stdout) == (0, True, True)
 
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example", "[::1"])

@@ -180,7 +180,9 @@ def test_a_server_that_refuses_its_first_request_stops_the_run(fake_server, tmp_
     server = fake_server(lambda method, path, body: (status, refusal) if method == "POST" else (200, {}))
     done = run_eval("--endpoint", server.url, "--dataset", "practice", "--threads", 1, cwd=tmp_path)
     assert done.returncode == 1
-    assert f"{server.url} refuses the requests (HTTP {status}: no such model): set the key, the model" in done.stderr
+    place = f" (tried {server.url}/v1/chat/completions)" if status == 404 else ""
+    refused = f"{server.url} refuses the requests (HTTP {status}: no such model{place}): set the key, the model"
+    assert refused in done.stderr
     assert len(server.prompts()) == 1
 
 
@@ -414,7 +416,7 @@ def test_a_bug_in_a_worker_ends_the_run_loudly_and_saves_it(fake_server, tmp_pat
 
     server = fake_server(right)
     with three_tasks(tmp_path) as (state, file), pytest.raises(ZeroDivisionError):
-        processor(server, BrokenGrader("json", llama_eval.Options())).process(state, file, ignore, print)
+        processor(server, BrokenGrader(llama_eval.Options())).process(state, file, ignore, print)
     states = state_of(tmp_path)["task_states"].values()
     assert {s["status"] for s in states} <= {"pending", "ungraded"}
     assert any(s["response"] and not s["grade"] for s in states), "the response is kept, to be graded later"

@@ -124,7 +124,7 @@ def test_a_stream_is_spoilt_as_its_fault_says(start_simulator: StartSimulator) -
     assert "[DONE]" not in endless.text
     assert "error" in json.loads(events(broken)[-1])
     assert "[DONE]" not in broken.text
-    assert counts(server) == (1, 0, 1, 0)
+    assert counts(server) == (2, 0, 1, 0)
 
 
 def events(reply: requests.Response) -> list[str]:
