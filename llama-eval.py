@@ -37,6 +37,7 @@ import hashlib
 import heapq
 import http.client
 import io
+import itertools
 import json
 import math
 import os
@@ -317,6 +318,11 @@ def one_line(text: object, width: int = 160) -> str:
     printable = "".join(c if c.isprintable() else " " for c in str(text)[: 4 * width])
     folded = " ".join(printable.split())
     return folded if len(folded) <= width else folded[: width - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """`text` for a terminal, in lines: what comes from a file or a server may hold sequences that control one."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 Json = TypeVar("Json", str, "dict[str, Any]", "list[Any]")
@@ -1698,18 +1704,24 @@ class Watchdog:
     def __init__(self) -> None:
         self.calls: set[Call] = set()
         self.heard: dict[str, float] = {}  # by server, when it last sent a token
-        self.changed = threading.Condition()
+        self.changed = threading.Condition()  # of a lock that its owner may take again
         self.next_look = math.inf
         self.thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to watch, unless that has begun."""
+        with self.changed:
+            if self.thread is None:
+                thread = threading.Thread(target=self._watch, daemon=True)
+                thread.start()
+                self.thread = thread
 
     @contextlib.contextmanager
     def watching(self, call: Call) -> Iterator[None]:
         """Watch over `call` for the length of the block."""
         with self.changed:
             self.calls.add(call)
-            if self.thread is None:
-                self.thread = threading.Thread(target=self._watch, daemon=True)
-                self.thread.start()
+            self.start()
             if call.due(0) < self.next_look:
                 self.changed.notify()
         try:
@@ -1821,6 +1833,7 @@ def response_format(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 CONNECT_SECONDS = 10.0
+CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")  # where the environment may name some
 LINGER_SECONDS = 1.0
 PART_REFUSED = frozenset({400, 415, 422, 501})  # how servers refuse a part of a request that they do not know
 
@@ -1852,6 +1865,7 @@ class Client:
         self.api_key = api_key
         self.options = options
         self.on_first_token: Callable[[], None] = lambda: None
+        self.received = 0  # tokens, of all responses
         self.rejects_schema = False
         self.asks_usage = options.stream
         self.call = Call(base_url, options)
@@ -1864,6 +1878,7 @@ class Client:
         self.session.get_redirect_target = lambda _: None  # type: ignore # nor is the body of one read
         # A server on this machine is not behind the proxy that the environment may name.
         self.session.trust_env = urlsplit(base_url).hostname not in ("localhost", "127.0.0.1", "::1")
+        self.session.verify = next(filter(None, map(os.environ.get, CERTIFICATES)), True)
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, adapter(self._connecting))
 
@@ -1956,6 +1971,7 @@ class Client:
         def take(piece: bytes) -> bool:
             tokens = transcript.tokens
             enough = not transcript.done and transcript.add(piece)
+            self.received += transcript.tokens - tokens
             if transcript.tokens > tokens:  # neither a ping nor an empty piece, by which a server says that it waits
                 self.call.heard = WATCHDOG.heard[self.base_url] = time.monotonic()
             if transcript.tokens and self.call.first_token is None:
@@ -2281,7 +2297,7 @@ def review_note(verdict: str, found: Found, task: Task, response: Response) -> s
     """Why a person should look at a verdict, if there is a reason to."""
     if verdict != "correct" and stands_in(task.expected, response.content):
         return "the expected number stands in the response, but was not found to be its answer"
-    if verdict == "no_answer" or found.method == "loop":
+    if verdict in ("no_answer", "truncated"):
         return METHODS[found.method]
     if found.answer is not None and kind_of(task.expected).parse(found.answer) is None:
         return f"the answer that was found is no {kind_of(task.expected).name}"
@@ -2389,9 +2405,12 @@ def answering_part(response: Response) -> str:
     return text if len(text) <= JUDGED_LENGTH else "[...] " + text[-JUDGED_LENGTH:]
 
 
+JUDGE_TOKENS = 8192  # that a judge may think and say; the answer itself takes a few
+
+
 def judge_request(prompt: str, model: str | None) -> dict[str, Any]:
     """The chat completion request that puts `prompt` to a judge."""
-    body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0}
+    body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": JUDGE_TOKENS}
     return {**({"model": model} if model else {}), **body}
 
 
@@ -2483,7 +2502,10 @@ class CommandGrader(Grader):
             if self.closed:
                 raise OSError("the run was stopped")
             stdin, stdout, stderr = streams
-            process = subprocess.Popen(words, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True)
+            harmless = {name: value for name, value in os.environ.items() if not SECRET_VARIABLE.search(name)}
+            process = subprocess.Popen(
+                words, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True, env=harmless
+            )
             self.running.add(process)
         return process
 
@@ -2518,6 +2540,11 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+PLACED = re.compile(r"\{(?:answer|expected)\}")
+CODE_OPTION = re.compile(r"-[a-z]*[ce]|--eval|--command")  # of interpreters, before a program
+SECRET_VARIABLE = re.compile(r"API_?KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
+
+
 def parse_command(command: str) -> list[str]:
     """The words of a command line, split as a shell would; raises UsageError, or GraderError when it cannot run."""
     try:
@@ -2526,6 +2553,13 @@ def parse_command(command: str) -> list[str]:
         raise UsageError(f"--grader-cmd cannot be split into words: {error}") from None
     if not words:
         raise UsageError("--grader-cmd is empty: give the command that grades a response")
+    if any(PLACED.search(word) and not PLACED.fullmatch(word) for word in words) or any(
+        PLACED.fullmatch(word) and CODE_OPTION.fullmatch(before) for before, word in itertools.pairwise(words)
+    ):
+        advice = (
+            "a shell would run what the model wrote: give it as a whole argument, or read the JSON on standard input"
+        )
+        raise UsageError(f"--grader-cmd has a placeholder within an argument, or as a program; {advice}")
     program = words[0]
     if shutil.which(program) is None:
         hint = f"; write ./{program}" if os.path.isfile(program) and os.sep not in program else ""
@@ -2828,7 +2862,10 @@ def summarize(state: EvalState, table: list[dict[str, Any]] | None = None) -> di
 def review_list(state: EvalState) -> list[dict[str, str]]:
     """The tasks that a person should look at, each with the reason."""
     grades = ((task.id, state.task_states[task.id].grade) for task in state.tasks)
-    return [{"task": task_id, "reason": grade.review} for task_id, grade in grades if grade and grade.review]
+    reasons = (
+        (name, grade.explanation if grade.verdict == "ungraded" else grade.review) for name, grade in grades if grade
+    )
+    return [{"task": name, "reason": reason} for name, reason in reasons if reason]
 
 
 # ---- state ----------------------------------------------------------------------------------------------
@@ -3079,7 +3116,10 @@ def write_atomically(path: Path, pieces: Iterable[str]) -> None:
     name = hashlib.sha256(os.fsencode(os.path.basename(target))).hexdigest()[:8]
     scratch = os.path.join(os.path.dirname(target), f".llama-eval-{name}.tmp")
     try:
-        with open(scratch, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(scratch)
+        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # so it is no link that is followed
+        with open(descriptor, "w", encoding="utf-8", errors="replace", newline="\n") as file:
             file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
@@ -3107,10 +3147,12 @@ class StateFile:
         self.next_dump = 0.0
         self.name = ""  # of the journal; a new one for each dump, so that no line can be taken for another dump's
         self.journal = -1
+        self.reserve = -1  # a descriptor to write the state with when no other is left
 
     def __enter__(self) -> StateFile:
         """Take the lock; raises StateError when another process has it."""
         self.journal = open_locked(self.journal_path)
+        self.reserve = os.open(os.devnull, os.O_RDONLY)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -3119,6 +3161,12 @@ class StateFile:
             if not self.behind:
                 os.unlink(self.journal_path)
         os.close(self.journal)
+        self._release_reserve()
+
+    def _release_reserve(self) -> None:
+        if self.reserve >= 0:
+            os.close(self.reserve)
+        self.reserve = -1
 
     def record(self, state: EvalState, task: Task) -> None:
         """Note the state of `task` in the journal; raises StateError."""
@@ -3146,11 +3194,14 @@ class StateFile:
         """Write `state` now; raises StateError."""
         started, name = time.monotonic(), secrets.token_hex(4)
         state.updated = timestamp()
+        self._release_reserve()
         try:
             write_atomically(self.path, state_to_json(state, name))
             self.name = name
             os.ftruncate(self.journal, 0)
         finally:
+            with contextlib.suppress(OSError):
+                self.reserve = os.open(os.devnull, os.O_RDONLY)
             ended = time.monotonic()
             self.next_dump = ended + max(self.interval, (ended - started) / DUMP_SHARE)
 
@@ -3163,6 +3214,16 @@ class StateFile:
         os.ftruncate(self.journal, 0)
 
 
+def keep_aside(journal: Path, warn: Callable[[str], None]) -> None:
+    """Copy a journal that is about to be emptied, though nothing else has its results, and say so."""
+    kept = Path(f"{journal}.{secrets.token_hex(4)}")
+    try:
+        shutil.copyfile(journal, kept)
+    except OSError as error:
+        raise StateError(f"cannot keep {journal}, which is of another run: {error.strerror}: move it away") from None
+    warn(f"WARNING: {journal} is of another run, or of another copy of this one: it is kept as {kept}")
+
+
 def journal_of(path: Path) -> Path:
     """The journal of the run in the file at `path`."""
     return Path(f"{os.path.realpath(path)}.journal")
@@ -3172,7 +3233,7 @@ def open_locked(path: Path) -> int:
     """A descriptor to append to the file at `path` with, locked against other processes; raises StateError."""
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise StateError(f"cannot write the journal {path}: {error.strerror}") from None
         try:
@@ -3203,13 +3264,19 @@ def load_state(path: Path, warn: Callable[[str], None]) -> EvalState:
         raise StateError(f"cannot read {journal}: {error.strerror}") from None
     if torn:
         warn(f"WARNING: {journal}: its last line is torn, as a crash leaves it, and is dropped")
+    foreign = False
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
-            if entry["journal"] == name:  # else it belongs to an earlier dump, which the present one includes
-                state.task_states[names[entry["task"]]] = known(reader(TaskState)(entry["state"]))
+            result = known(reader(TaskState)(entry["state"]))
+            if entry["journal"] == name:
+                state.task_states[names[entry["task"]]] = result
+            elif state.task_states.get(entry["task"]) != result:  # it is not of an earlier dump that this one includes
+                foreign = True
         except (ValueError, KeyError, TypeError, RecursionError):
             warn(f"WARNING: {journal}, line {number}: it cannot be read, and is skipped")
+    if foreign:
+        keep_aside(journal, warn)
     return state
 
 
@@ -3694,7 +3761,9 @@ def task_seed(run_seed: int, task_id: str) -> int:
 
 WORD_SECONDS = 60.0  # between two words on waiting for an endpoint
 LEAVE_SECONDS = 1.0  # for the threads to hand over their results when a run is stopped
+TICK_SECONDS = 1.0
 Report = Callable[[Task, TaskState], None]
+Tick = Callable[[int, int], None]
 
 
 class Processor:
@@ -3716,6 +3785,7 @@ class Processor:
         self.pool = Pool(services, options.max_retries, self._tell)
         self.workers: list[Worker] = []
         self.next_word = 0.0  # the time of the next word on an outage
+        self.next_tick = 0.0
 
     def _tell(self, news: str | EndpointError) -> None:
         self.done.put(Notice(news) if isinstance(news, str) else news)
@@ -3729,16 +3799,19 @@ class Processor:
                 self.answered.put((task, result, result.response))
         self.done.put(item)
 
-    def process(self, state: EvalState, file: StateFile, report: Report, warn: Callable[[str], None]) -> None:
+    def process(
+        self, state: EvalState, file: StateFile, report: Report, warn: Callable[[str], None], tick: Tick | None = None
+    ) -> None:
         """Run every open task of `state` to its end. However it ends, finished tasks are in `state` and on disk.
 
-        Calls `report` with each task as it finishes, and `warn` with a line on each fault beside them. Raises
-        NoEndpointError when no endpoint has been in service for too long.
+        Calls `report` with each task as it finishes, `warn` with a line on each fault beside them, and `tick` every
+        second with the number of tasks under way and of the tokens that have come. Raises NoEndpointError when no
+        endpoint has been in service for too long.
         """
         try:
             remaining = self._start(state)
             while remaining:
-                item = self._next(warn)
+                item = self._next(warn, tick)
                 if isinstance(item, Notice):
                     self._note(item, state, warn)
                     continue
@@ -3763,24 +3836,39 @@ class Processor:
             elif self.services:
                 self.pool.put(task)
         asked = self.pool.left
-        for service in self._seats()[: max(asked, len(self.services)) if asked else 0]:
-            client = Client(service.endpoint.url, self.options.api_key, self.options)
-            self.workers.append(Worker(service, client, self.pool, state, self._hand_over))
-        graders = [threading.Thread(target=self._grade, daemon=True) for _ in range(self.grader.threads)]
-        for thread in [*self.workers, *graders[: asked + graded]]:
-            thread.start()
+        seats = self._seats()[: max(asked, len(self.services)) if asked else 0]
+        graders = min(self.grader.threads, asked + graded)
+        try:
+            WATCHDOG.start()
+            for _ in range(graders):
+                threading.Thread(target=self._grade, daemon=True).start()
+            for service in seats:
+                client = Client(service.endpoint.url, self.options.api_key, self.options)
+                worker = Worker(service, client, self.pool, state, self._hand_over)
+                worker.start()
+                self.workers.append(worker)
+        except RuntimeError as error:  # the system has no more threads to give
+            if len(self.workers) < len(self.services):
+                raise EvalError(f"{error}: give fewer --threads, or raise the limit of processes (ulimit -u)") from None
+            self._tell(f"WARNING: {error}: going on with {len(self.workers)} of {len(seats)}")
         return asked + graded
 
-    def _next(self, warn: Callable[[str], None]) -> Finished | Notice:
+    def _next(self, warn: Callable[[str], None], tick: Tick | None) -> Finished | Notice:
         """The next thing that a thread hands over; raises its error, and NoEndpointError after too long an outage."""
         while True:
-            outage, wait = self.pool.outage(), None
+            outage, now = self.pool.outage(), time.monotonic()
+            if tick and now >= self.next_tick:
+                under_way = sum(len(service.running) for service in self.services)
+                tick(under_way, sum(worker.client.received for worker in self.workers))
+                self.next_tick = now + TICK_SECONDS
+            due = [self.next_tick] if tick else []
             if outage is not None:
-                wait = max(0.0, min(self.next_word - time.monotonic(), self.options.give_up_after - outage))
+                due.append(min(self.next_word, now + self.options.give_up_after - outage))
             try:
-                item = self.done.get(timeout=wait)
+                item = self.done.get(timeout=max(0.0, min(due) - now) if due else None)
             except queue.Empty:
-                self._tell_of_outage(warn)
+                if outage is not None and time.monotonic() >= due[-1]:
+                    self._tell_of_outage(warn)
                 continue
             if isinstance(item, BaseException):
                 raise item
@@ -3999,7 +4087,10 @@ def tokens_text(summary: dict[str, Any]) -> str:
 def announce(text: str) -> None:
     """Print a line before there is a run to print."""
     with contextlib.suppress(OSError):
-        print(text, flush=True)
+        print(printable(text), flush=True)
+
+
+SPEED_TICKS = 10  # over which the speed on the bar is measured
 
 
 class Console:
@@ -4012,14 +4103,16 @@ class Console:
         self.quiet = options.quiet
         self.counts = Counter(s.status for s in state.task_states.values() if s.status in SCORED)
         self.bar: Any = None
+        self.flow = ""
+        self.moments: deque[tuple[float, int]] = deque(maxlen=SPEED_TICKS)  # and the tokens that had come by then
 
     def say(self, text: str) -> None:
         """Print `text` above the bar, at once."""
         with self._surviving():
             if self.bar is None:
-                print(text, flush=True)
+                print(printable(text), flush=True)
             else:
-                self.bar.write(text, file=sys.stdout)
+                self.bar.write(printable(text), file=sys.stdout)
 
     def note(self, text: str) -> None:
         """Print `text` unless only the outcome is wanted."""
@@ -4047,15 +4140,18 @@ class Console:
             total, done = len(self.state.tasks), self.counts.total()
             self.bar = tqdm(total=total, initial=done, file=sys.stdout, unit="task", dynamic_ncols=True)
 
+    def tick(self, under_way: int, tokens: int) -> None:
+        """Move the bar: the time, the tasks under way, the tokens that have come, and their speed of late."""
+        self.moments.append((time.monotonic(), tokens))
+        (begun, before), (now, _) = self.moments[0], self.moments[-1]
+        speed = (tokens - before) / (now - begun) if now > begun else 0.0
+        self.flow = f", {under_way} under way, {tokens} tok, {speed:.0f} tok/s"
+        self._move(0)
+
     def task(self, task: Task, result: TaskState) -> None:
         """Show one finished task."""
         self.counts[result.status] += 1
-        with self._surviving():
-            if self.bar is not None:
-                scored = sum(self.counts[status] for status in SCORED)
-                accuracy = percent(self.counts["correct"] / scored) if scored else "-"
-                self.bar.set_postfix_str(f"accuracy {accuracy}, {self.counts['error']} errors", refresh=False)
-                self.bar.update()
+        self._move(1)
         before = self.before.get(task.id)
         if before is None:
             self.note(task_line(task, result, self.counts.total(), len(self.state.tasks)))
@@ -4063,6 +4159,18 @@ class Console:
             self.note(change_line(task, before, result))
         if self.verbose and (before is None or before.status != result.status):
             self.say(comparison_line(task, result))
+
+    def _move(self, tasks: int) -> None:
+        with self._surviving():
+            if self.bar is not None:
+                scored = sum(self.counts[status] for status in SCORED)
+                accuracy = percent(self.counts["correct"] / scored) if scored else "-"
+                self.bar.set_postfix_str(
+                    f"accuracy {accuracy}, {self.counts['error']} errors{self.flow}", refresh=False
+                )
+                self.bar.update(tasks)
+                if not tasks:
+                    self.bar.refresh()
 
     def close(self) -> None:
         """Take the bar off the terminal."""
@@ -4081,10 +4189,12 @@ SIMULATOR_START_SECONDS = 60.0  # it may have to import and read a hub dataset f
 @contextlib.contextmanager
 def simulator(rate: float, dataset: str, threads: int | None) -> Iterator[str]:
     """The URL of a simulator that knows `dataset`, on a free port for the length of the block, with enough slots."""
-    command = [sys.executable, str(SIMULATOR), "--host", "127.0.0.1", "--port", "0"]
+    # Its standard input is a pipe that closes with this process, however that ends.
+    command = [sys.executable, str(SIMULATOR), "--host", "127.0.0.1", "--port", "0", "--exit-with-stdin"]
     command += ["--success-rate", str(rate), "--dataset", dataset, *(["--slots", str(threads)] if threads else [])]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8")
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, encoding="utf-8")
         give_up = threading.Timer(SIMULATOR_START_SECONDS, process.kill)
         give_up.start()
         try:
@@ -4113,6 +4223,7 @@ def simulator_url(process: subprocess.Popen[str], log: TextIO) -> str:
 
 
 REPORTER = HERE / "llama-eval-report.py"
+NO_REPORT = "none: "
 REPORT_SECONDS = 600.0  # that it may take to write the page
 
 
@@ -4153,12 +4264,14 @@ def report_row(options: Options, state: Path, end: BaseException | None) -> dict
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=REPORT_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        return {"report": f"none: {REPORTER.name} took longer than {REPORT_SECONDS:g} s"}
+        return {"report": f"{NO_REPORT}{REPORTER.name} took longer than {REPORT_SECONDS:g} s"}
+    except OSError as error:
+        return {"report": f"{NO_REPORT}{REPORTER.name} cannot be started: {error.strerror}"}
     except Interrupted as interruption:
-        return {"report": f"none: stopped by {signal.Signals(interruption.signum).name}"}
+        return {"report": f"{NO_REPORT}stopped by {signal.Signals(interruption.signum).name}"}
     complaint = one_line(done.stderr.decode("utf-8", "replace"), 300)
     if done.returncode:
-        return {"report": f"none: {complaint or f'{REPORTER.name} ended with status {done.returncode}'}"}
+        return {"report": f"{NO_REPORT}{complaint or f'{REPORTER.name} ended with status {done.returncode}'}"}
     return {"report": f"{page}{f' ({complaint})' if complaint else ''}"}
 
 
@@ -4243,7 +4356,7 @@ def run_open_tasks(
         processor = Processor(services, grader, options)
         try:
             console.start()
-            processor.process(state, file, console.task, console.warn)
+            processor.process(state, file, console.task, console.warn, console.tick)
         except (Interrupted, StateError, EndpointError) as end:
             return end
         finally:
@@ -4264,6 +4377,8 @@ def evaluate(options: Options, argv: list[str]) -> int:
         check_output(output, options.resume, options.overwrite)  # another process may have just made it
         if options.resume:
             state = continue_run(load_state(output, announce), state)
+        elif file.behind and not output.exists():
+            keep_aside(file.journal_path, announce)
         console = Console(state, options)
         end = None
         if state.open_tasks():
@@ -4352,7 +4467,7 @@ def conclude(console: Console, output: Path, started: float, more: dict[str, str
     console.say(summary_text(state, time.monotonic() - started, output, more))
     if end:
         raise end
-    return 3 if state.open_tasks() else 0
+    return 3 if state.open_tasks() else 1 if more.get("report", "").startswith(NO_REPORT) else 0
 
 
 def next_step(state: EvalState, argv: list[str], output: Path) -> dict[str, str]:
@@ -4486,6 +4601,14 @@ def comma_list(parse: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     return lambda text: [parse(part.strip()) for part in text.split(",")]
 
 
+# Options of llama.cpp's own tool that have another name, or none, here.
+ELSEWHERE = {
+    "--n_cases": "give --limit N for the first N problems",
+    "--server-name": "an endpoint is called by its URL",
+    "--grader-script": "give --grader cli --grader-cmd COMMAND",
+}
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose complaint is one line."""
 
@@ -4498,7 +4621,8 @@ class Parser(argparse.ArgumentParser):
         given, rest = self.parse_known_args(argv)
         if rest:
             unknown = [word.split("=")[0] for word in rest if word.startswith("-")]
-            self.error(f"unknown option {unknown[0]}" if unknown else "an argument that belongs to no option")
+            hint = f": {ELSEWHERE[unknown[0]]}" if unknown and unknown[0] in ELSEWHERE else ""
+            self.error(f"unknown option {unknown[0]}{hint}" if unknown else "an argument that belongs to no option")
         return given
 
 
@@ -4710,10 +4834,28 @@ def api_key(given: str | None, *variables: str) -> str | None:
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def interrupt(signum: int, _frame: FrameType | None) -> None:
-    """On the first signal unwind to the end of the run; a second one ends the process at once."""
-    release_signals()
-    raise Interrupted(signum)
+class Interrupter:
+    """The handler of signals: the first one unwinds to the end of the run, another ends the process at once.
+
+    Not one that comes within a moment: `timeout` and terminals send the same one to a process twice.
+    """
+
+    def __init__(self) -> None:
+        self.first: float | None = None
+
+    def __call__(self, signum: int, _frame: FrameType | None) -> None:
+        """Take a signal."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first = now
+            raise Interrupted(signum)
+        if now - self.first >= SAME_SIGNAL_SECONDS:
+            release_signals()
+            os.kill(os.getpid(), signum)
+
+
+SAME_SIGNAL_SECONDS = 0.5
+interrupt = Interrupter()
 
 
 def release_signals() -> None:

@@ -3297,6 +3297,13 @@ def check_key(settings: Settings) -> None:
         raise ServerError(401, "authentication_error", "Invalid API Key")
 
 
+def check_origin() -> None:
+    """Raise RequestError for a request that a page of another server has a browser send."""
+    origin = flask.request.headers.get("Origin")
+    if origin and urllib.parse.urlsplit(origin).netloc != flask.request.host:
+        raise RequestError(403, "permission_error", f"not for pages of {one_line(origin)[:100]}")
+
+
 def build_app(simulator: Simulator) -> flask.Flask:
     """The web application: its routes and error replies."""
     settings = simulator.settings
@@ -3356,6 +3363,7 @@ def add_server_routes(app: flask.Flask, simulator: Simulator) -> None:
 
     @app.post("/simulator/reset")
     def reset_route() -> flask.Response:
+        check_origin()
         simulator.reset()
         return json_response({"status": "ok"})
 
@@ -3602,6 +3610,8 @@ def add_server_options(add: Callable[..., Any]) -> None:
     add("--no-slots", action="store_true", help="offer no GET /slots")
     unified = "the slots share one context, and fail together when they have filled it"
     add("--kv-unified", action="store_true", help=unified)
+    piped = "end when standard input does, as it does with the process that holds the other end of a pipe"
+    add("--exit-with-stdin", action="store_true", help=piped)
     interrupts = "a new request ends the streams that are under way, as in the server of llama-cpp-python"
     add("--interrupt-requests", action="store_true", help=interrupts)
 
@@ -3680,6 +3690,13 @@ def allow_many_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def exit_with_stdin() -> None:
+    """End the process once nothing more can come from standard input."""
+    while os.read(0, 4096):
+        pass
+    os._exit(0)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     for descriptor in range(3):  # a connection must not get the number of a console that is closed
@@ -3698,6 +3715,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SimulatorError as error:
         log(f"{PROGRAM}: error: {one_line(error)}")
         return error.exit_code
+    if options.exit_with_stdin:
+        threading.Thread(target=exit_with_stdin, daemon=True).start()
     host = f"[{options.host}]" if ":" in options.host else options.host
     try:
         print(banner(f"http://{host}:{server.port}", settings.answers.success_rate, questions), flush=True)

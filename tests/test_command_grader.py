@@ -81,8 +81,8 @@ def test_the_answer_of_the_command_is_kept_with_what_it_printed(tmp_path):
 
 
 def test_answer_and_expected_are_put_into_the_arguments_and_no_shell_reads_them(tmp_path):
-    body = "sys.exit(0 if sys.argv[1:] == ['a={expected}; touch pwned', '42', 'two words', '*'] else 1)"
-    command = script(tmp_path / "grader", body) + " 'a={answer}' {expected} 'two words' *"
+    body = "sys.exit(0 if sys.argv[1:] == ['{expected}; touch pwned', '42', 'two words', '*'] else 1)"
+    command = script(tmp_path / "grader", body) + " {answer} {expected} 'two words' *"
     assert grade(command, '{"answer": "{expected}; touch pwned"}').verdict == "correct"
     assert not (tmp_path / "pwned").exists()
 
@@ -279,3 +279,22 @@ def test_the_example_grader_calls_no_answer_wrong_when_it_fails(task, tolerance)
 def test_the_example_grader_grades_a_run(fake_server, tmp_path):
     done = run(fake_server(right), tmp_path, f"{REPO / 'examples' / 'near-grader.py'} 0")
     assert "30 correct" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["sh -c 'test {answer} = 5'", "sh -c {answer}", "python3 -c {expected}", "bash -ec {answer}", "true x{answer}"],
+)
+def test_a_placeholder_is_a_whole_argument_and_no_program(tmp_path, command):
+    options = ["--endpoint", "http://localhost:1", "--dataset", "practice", "--grader", "cli", "--grader-cmd", command]
+    done = run_eval(*options, cwd=tmp_path)
+    assert (done.returncode, "read the JSON on standard input" in done.stderr) == (2, True)
+
+
+def test_a_command_is_given_no_keys(tmp_path, monkeypatch):
+    for name in ("LLAMA_API_KEY", "OPENAI_API_KEY", "JUDGE_API_KEY", "HF_TOKEN"):
+        monkeypatch.setenv(name, "sk-secret-secret")
+    body = "print(json.dumps({'explanation': ' '.join([*os.environ, *os.environ.values()])[-400:]}))"
+    told = grade(script(tmp_path / "grader", body)).explanation
+    assert told
+    assert not re.search("sk-secret|API_KEY|HF_TOKEN", told)

@@ -106,11 +106,11 @@ def test_verbose_shows_the_comparison_and_quiet_shows_the_summary_only(fake_serv
     assert "accuracy  50.0 %" in quiet
 
 
-def test_a_terminal_gets_a_bar_below_the_lines(fake_server, tmp_path):
-    server = fake_server(serve('{"answer": 96}'))
+def on_a_terminal(url, tmp_path):
+    """All that a run of two problems shows on a terminal."""
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-    options = ["--endpoint", server.url, "--dataset", "practice", "--limit", "2", "--output", "run.json"]
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    options = ["--endpoint", url, "--dataset", "practice", "--limit", "2", "--output", "run.json"]
     process = subprocess.Popen([sys.executable, EVAL, *options], cwd=tmp_path, stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown = b""
@@ -124,7 +124,23 @@ def test_a_terminal_gets_a_bar_below_the_lines(fake_server, tmp_path):
         shown += piece
     os.close(ours)
     assert process.wait(DEADLINE) == 0
-    text = shown.decode()
+    return shown.decode()
+
+
+def test_the_bar_moves_while_no_task_finishes(start_simulator, tmp_path):
+    simulator = start_simulator(
+        *("--dataset", "practice", "--success-rate", 1, "--tokens", 600, "--tokens-per-second", 200, "--jitter", 0)
+    )
+    text = on_a_terminal(simulator.url, tmp_path)
+    moments = re.findall(r"0/2 \[(\d\d:\d\d)<.*?, 2 under way, (\d+) tok, (\d+) tok/s", text)
+    assert len({elapsed for elapsed, _, _ in moments}) >= 2
+    tokens = [int(count) for _, count, _ in moments]
+    assert tokens == sorted(tokens)
+    assert len(set(tokens)) >= 2
+
+
+def test_a_terminal_gets_a_bar_below_the_lines(fake_server, tmp_path):
+    text = on_a_terminal(fake_server(serve('{"answer": 96}')).url, tmp_path)
     assert "2/2 [" in text
     assert "accuracy 50.0 %, 0 errors" in text
     assert re.search(r"P-1#0 +correct", text)
@@ -227,3 +243,22 @@ def test_the_review_list_is_in_the_file_always_and_on_the_screen_with_verbose(fa
     assert "to look at" not in plain.stdout
     verbose = run_eval(*arguments, "--overwrite", "--verbose", cwd=tmp_path)
     assert "review    2 tasks to look at\n          P-1#0     a guess" in verbose.stdout
+
+
+def test_what_a_state_holds_cannot_control_the_terminal(fake_server, tmp_path):
+    (tmp_path / "d\x1b[2J.jsonl").write_text('{"question": "?", "answer": 1}\n')
+    server = fake_server(serve('{"answer": 96}'))
+    options = ["--endpoint", server.url, "--dataset", "d\x1b[2J.jsonl", "--output", "a.json"]
+    done = run_eval(*options, cwd=tmp_path)
+    merged = run_eval("--merge", "a.json", "--output", "b\x1b]0;x.json", cwd=tmp_path)
+    graded = run_eval("--regrade", "a.json", "--output", "c.json", cwd=tmp_path)
+    assert (done.returncode, merged.returncode, graded.returncode) == (0, 0, 0)
+    assert not any("\x1b" in text for run in (done, merged, graded) for text in (run.stdout, run.stderr))
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"), [("--n_cases", "--limit"), ("--grader-script", "--grader-cmd"), ("--server-name", "URL")]
+)
+def test_options_of_llama_cpps_own_tool_get_a_hint(tmp_path, option, hint):
+    done = run_eval("--endpoint", "http://localhost:1", option, "x", cwd=tmp_path)
+    assert (done.returncode, hint in done.stderr) == (2, True)

@@ -1,13 +1,17 @@
 """Nothing that has finished is lost: the journal beside the state, its lock, and processes that are killed."""
 
+import contextlib
 import json
 import os
 import random
+import resource
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -60,17 +64,79 @@ def test_dumps_are_spaced_by_the_interval(tmp_path):
     assert 0 < pause < 60, "even then only a small share of the time goes into dumps"
 
 
-def test_a_journal_counts_for_the_dump_it_was_written_after_and_no_other(tmp_path):
+def test_a_journal_counts_for_the_dump_it_was_written_after(tmp_path):
     path, state = tmp_path / "run.json", a_run()
     with llama_eval.StateFile(path, 3600) as file:
         file.save(state)
         file.record(state, finish(state, 0))
         older = file.journal_path.read_bytes()
-    assert statuses(path)[0] == "correct"
+        assert statuses(path)[0] == "correct"
+        file.save(state)
+        file.journal_path.write_bytes(older)  # as a crash between two steps of saving leaves it
+        assert statuses(path)[0] == "correct", "without a word"
+        file.save(state)
+    assert not list(tmp_path.glob("*.journal*"))
+
+
+def test_a_journal_of_another_run_is_kept_aside_and_told(tmp_path):
+    path, state, told = tmp_path / "run.json", a_run(), []
     with llama_eval.StateFile(path, 3600) as file:
+        file.save(state)
+        file.record(state, finish(state, 0))
+        older = file.journal_path.read_bytes()
         file.save(a_run())
         file.journal_path.write_bytes(older)
-    assert statuses(path)[0] == "pending"
+        assert statuses(path, told.append)[0] == "pending"
+        file.save(a_run())
+    (line,), (kept,) = told, tmp_path.glob("run.json.journal.*")
+    assert "is of another run" in line
+    assert str(kept) in line
+    assert kept.read_bytes() == older
+
+
+def test_a_journal_whose_state_was_moved_away_is_kept_aside(fake_server, tmp_path):
+    path, state = tmp_path / "run.json", a_run()
+    with llama_eval.StateFile(path, 3600) as file:
+        file.save(state)
+        file.record(state, finish(state, 0))
+    path.rename(tmp_path / "moved.json")
+    options = ["--endpoint", fake_server(right).url, "--dataset", "practice", "--limit", 1, "--output", "run.json"]
+    done = run_eval(*options, cwd=tmp_path)
+    assert (done.returncode, "it is kept as" in done.stdout) == (0, True)
+    assert len(list(tmp_path.glob("run.json.journal.*"))) == 1
+
+
+def test_a_link_at_the_place_of_a_scratch_file_is_not_followed(tmp_path):
+    path, precious = tmp_path / "run.json", tmp_path / "precious"
+    precious.write_text("mine")
+    with llama_eval.StateFile(path, 3600) as file:
+        file.save(a_run())
+        (scratch,) = {f".llama-eval-{llama_eval.hashlib.sha256(b'run.json').hexdigest()[:8]}.tmp"}
+        (tmp_path / scratch).symlink_to(precious)
+        file.save(a_run())
+    assert precious.read_text() == "mine"
+    (tmp_path / "other.json.journal").symlink_to(precious)
+    with pytest.raises(llama_eval.StateError, match="symbolic links"), llama_eval.StateFile(tmp_path / "other.json", 1):
+        pass
+    assert precious.read_text() == "mine"
+
+
+def test_the_state_is_written_though_no_descriptor_is_left(tmp_path):
+    path, state, taken = tmp_path / "run.json", a_run(), []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with llama_eval.StateFile(path, 3600) as file:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(os.open(os.devnull, os.O_RDONLY))
+            finish(state, 0)
+            file.save(state)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for descriptor in taken:
+                os.close(descriptor)
+    assert statuses(path)[0] == "correct"
 
 
 @pytest.mark.parametrize("cut", [1, 20, 200])
@@ -239,3 +305,56 @@ def test_nothing_finished_is_lost_or_asked_twice_however_often_the_process_is_ki
     state = json.loads(path.read_text("utf-8"))
     assert len(state["task_states"]) == 300
     assert os.listdir(tmp_path) == ["run.json"]
+
+
+def status_of(pid):
+    """The letter of the status of a process, and the number of its parent, as /proc has them; None for none."""
+    try:
+        status, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return None
+    return status, int(parent)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the children of a process in /proc")
+@pytest.mark.parametrize("signals", [[signal.SIGKILL], [signal.SIGTERM, signal.SIGTERM]])
+def test_a_run_that_is_killed_leaves_no_simulator_behind(tmp_path, signals):
+    options = ["--simulate", "--dataset", "practice", "--samples", 1000, "--output", "run.json"]
+    process = subprocess.Popen([sys.executable, EVAL, *map(str, options)], cwd=tmp_path, stdout=subprocess.PIPE)
+    with process.stdout:
+        assert process.stdout.readline()
+        everyone = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+        (child,) = [pid for pid in everyone if (status_of(pid) or ("", 0))[1] == process.pid]
+        for number in signals:
+            process.send_signal(number)
+        assert process.wait(DEADLINE) == (-signal.SIGKILL if len(signals) == 1 else 128 + signal.SIGTERM)
+    deadline = time.monotonic() + DEADLINE
+    while (status_of(child) or "Z")[0] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert (status_of(child) or "Z")[0] == "Z"
+
+
+def test_a_system_without_threads_to_give_gets_fewer_or_a_clear_word(tmp_path, fake_server, monkeypatch):
+    def run(most):
+        started, start = [], threading.Thread.start
+
+        def limited(thread):
+            if isinstance(thread, llama_eval.Worker):
+                if len(started) >= most:
+                    raise RuntimeError("can't start new thread")
+                started.append(thread)
+            start(thread)
+
+        server, state, told = fake_server(right), a_run(), []
+        services = [llama_eval.Service(llama_eval.Endpoint(server.url, 4))]
+        options = llama_eval.Options()
+        processor = llama_eval.Processor(services, llama_eval.RegexGrader(options), options)
+        with monkeypatch.context() as patch, llama_eval.StateFile(tmp_path / f"{most}.json", 0) as file:
+            patch.setattr(threading.Thread, "start", limited)
+            processor.process(state, file, lambda *_: None, told.append)
+        return told, Counter(result.status for result in state.task_states.values())
+
+    assert run(2) == (["WARNING: can't start new thread: going on with 2 of 4"], {"correct": 4})
+    with pytest.raises(llama_eval.EvalError, match="give fewer --threads"):
+        run(0)

@@ -103,7 +103,8 @@ def test_the_judge_is_asked_for_json_and_nothing_random(fake_server, tmp_path):
     judging = fake_server(judge(reads))
     run(tmp_path, fake_server(solver(in_words)), judging, "--judge-model", "wise", "--temperature", 1, "--seed", 3)
     body = judging.prompts()[0]
-    assert set(body) == {"model", "messages", "temperature", "response_format", "stream", "stream_options"}
+    names = ("model", "messages", "temperature", "max_tokens", "response_format", "stream", "stream_options")
+    assert set(body) == set(names)
     assert (body["model"], body["temperature"]) == ("wise", 0)
     schema = body["response_format"]["json_schema"]["schema"]
     assert schema["properties"] == {"answer": {"type": ["string", "null"]}}

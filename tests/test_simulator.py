@@ -771,3 +771,11 @@ def test_the_inline_dependencies_are_lines_of_the_requirements() -> None:
     wanted = Counter(re.findall(r'^#     "(.+)",$', block[0], re.MULTILINE))
     assert set(wanted) == {"flask>=3.0", "datasets>=3.0", "python-Levenshtein>=0.25"}
     assert set(wanted) <= set((REPO / "requirements.txt").read_text(encoding="utf-8").splitlines())
+
+
+def test_no_page_of_another_origin_resets_it(start_simulator: StartSimulator) -> None:
+    server = start_simulator("--dataset", "practice")
+    url = server.url + "/simulator/reset"
+    assert requests.post(url, headers={"Origin": "http://elsewhere.example"}, timeout=DEADLINE).status_code == 403
+    assert requests.post(url, headers={"Origin": server.url}, timeout=DEADLINE).status_code == 200
+    assert requests.post(url, timeout=DEADLINE).status_code == 200
