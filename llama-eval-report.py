@@ -943,8 +943,8 @@ def words(status: str) -> str:
 FORMULA_LENGTH = 3000  # characters; what is longer is shown as its source
 FORMULA = re.compile(
     r"\$\$(?P<display>.{1,LENGTH}?)\$\$"
-    r"|\\\[(?P<bracket>.{1,LENGTH}?)\\\]"
-    r"|\\\((?P<inline>.{1,LENGTH}?)\\\)"
+    r"|\\\[(?P<bracket>(?:\\\\|(?!\\[\[\]]).){1,LENGTH})\\\]"
+    r"|\\\((?P<inline>(?:\\\\|(?!\\[()]).){1,LENGTH})\\\)"
     r"|(?P<environment>\\begin\{(?P<name>align|equation|gather|eqnarray|array|cases)(?P<star>\*?)\}.{1,LENGTH}?"
     r"\\end\{(?P=name)(?P=star)\})"
     r"|(?<!\\)\$(?P<dollar>(?:\\.|[^$\\]){1,LENGTH}?)(?<!\\)\$".replace("LENGTH", str(FORMULA_LENGTH)),
@@ -1017,10 +1017,9 @@ def mathml(source: str, display: str) -> Html | None:
     if converter is None:
         return None
     try:
-        tree = converter(source.replace("\\allowbreak", ""), display=display)
-    except Exception:  # noqa: BLE001 - whatever the library stumbles over, the source can be shown
+        return rebuilt(converter(source.replace("\\allowbreak", ""), display=display))
+    except Exception:  # noqa: BLE001 - whatever stumbles over it, and be it its depth, the source can be shown
         return None
-    return rebuilt(tree)
 
 
 @functools.cache
@@ -1768,8 +1767,10 @@ def harmless(value: object) -> object:
     """A value of a CSV cell, which a spreadsheet shows as it is."""
     if not isinstance(value, str):
         return value
-    formula = value[:1] in ("=", "+", "-", "@", "\t", "\r") and not re.fullmatch(r"[-+]?[0-9.]+", value)
-    return "'" * formula + printable(value)
+    formula = re.match(r"[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20]", value) and not re.fullmatch(
+        r"[-+]?[0-9.]+", value
+    )
+    return "'" * bool(formula) + printable(value)
 
 
 def as_markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -1779,8 +1780,8 @@ def as_markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def escaped(cell: str) -> str:
-    """A cell of a Markdown table."""
-    return re.sub(r"([\\`*_\[\]|<>&~$#])", r"\\\1", one_line(cell, 200))
+    """A cell of a Markdown table, in which nothing is markup, nor mentions anybody."""
+    return re.sub(r"([\\`*_\[\]|<>&~$#])", r"\\\1", one_line(cell, 200)).replace("@", "@\u200b")
 
 
 def as_text(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -1863,10 +1864,15 @@ def write(path: Path | None, pieces: Iterable[str]) -> None:
         return
     target = Path(os.path.realpath(path))
     special = target.exists() and not target.is_file()
-    scratch = target if special else target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    # Always the same for a file, so that what a process leaves that is killed within the moment of writing is replaced.
+    name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]
+    scratch = target if special else target.with_name(f".llama-eval-report-{name}.tmp")
+    text = "".join(pieces)
     try:
-        with open(scratch, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-            file.writelines(pieces)
+        if not special:
+            scratch.unlink(missing_ok=True)  # so that no link is followed
+        with open(scratch, "w" if special else "x", encoding="utf-8", errors="replace", newline="\n") as file:
+            file.write(text)
         if not special:
             os.replace(scratch, target)
     except OSError as error:
@@ -2094,9 +2100,9 @@ def compare_runs(args: argparse.Namespace) -> int:
         if args.output:  # first, since who reads what is printed may have seen enough before its end
             write(args.output, comparison_page(runs, comparisons, claims))
         for told in comparisons:
-            print(comparison_text(told))
+            print(printable(comparison_text(told)))
         for entry in claims:
-            print(f"{'reference':<11} {label(entry.run)}: {claim_text(entry)}\n")
+            print(printable(f"{'reference':<11} {label(entry.run)}: {claim_text(entry)}\n"))
         print(as_text(*run_rows(runs)), end="")
         if args.output:
             print(one_line(args.output, 1000))

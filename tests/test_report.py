@@ -791,3 +791,37 @@ def test_without_its_templates_a_page_is_refused_in_one_line(tmp_path):
     command = [sys.executable, REPORT.name, "run.json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=DEADLINE)
     assert "report/style.css: it belongs beside this script, with its folder" in refused(done, 1)
+
+
+def test_a_question_that_is_hard_to_typeset_is_shown_as_its_source(tmp_path):
+    deep = "x"
+    for _ in range(250):
+        deep = f"\\frac{{1}}{{{deep}}}"
+    data = made(TWO)
+    questions = (f"What is ${deep}$?", "\\(" * 200_000)
+    for entry, question in zip(data["tasks"], questions, strict=False):
+        entry["question"] = question
+    (tmp_path / "run.json").write_text(json.dumps(data), "utf-8")
+    start = time.process_time()
+    done = run_report("run.json", "--output", "run.html", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.process_time() - start < 20
+
+
+@pytest.mark.parametrize("cell", ["=1+1", "\n=1+1", "  =1+1", "\uff1d1+1", "\uff20x", "@x", "-1+1", "\rx"])
+def test_no_cell_is_a_formula(cell):
+    assert report.harmless(cell).startswith("'")
+
+
+def test_a_cell_of_markdown_mentions_nobody():
+    assert "@user" not in report.escaped("by @user")
+
+
+def test_a_report_leaves_no_file_of_its_own_and_follows_no_link(tmp_path):
+    precious, page = tmp_path / "precious", tmp_path / "page.html"
+    precious.write_text("mine")
+    name = report.hashlib.sha256(b"page.html").hexdigest()[:8]
+    (tmp_path / f".llama-eval-report-{name}.tmp").symlink_to(precious)
+    report.write(page, ["text"])
+    assert (precious.read_text(), page.read_text()) == ("mine", "text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "precious"]
