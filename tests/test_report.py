@@ -707,7 +707,7 @@ def test_a_page_that_could_never_be_written_is_refused_before_anything_is_asked(
     assert [(path.name, path.read_text("utf-8")) for path in tmp_path.iterdir()] == [("mine.html", "mine")]
 
 
-def test_a_page_that_cannot_be_written_in_the_end_is_told_in_its_row_and_fails_no_run(fake_server, tmp_path):
+def test_a_page_that_cannot_be_written_in_the_end_is_told_in_its_row_and_by_the_exit_status(fake_server, tmp_path):
     def busy(method, path, body):
         """Somebody puts a file of theirs there while the run goes on."""
         (tmp_path / "notes.html").write_text("mine", "utf-8")
@@ -715,7 +715,7 @@ def test_a_page_that_cannot_be_written_in_the_end_is_told_in_its_row_and_fails_n
 
     options = [*PRACTICE, "-o", "run.json", "--report", "notes.html"]
     done = run_eval("--endpoint", fake_server(busy).url, *options, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (1, "")
     assert "notes.html exists and is not a report" in row(done.stdout, "report")
     assert (tmp_path / "notes.html").read_text("utf-8") == "mine"
     assert run_report("run.json", cwd=tmp_path).returncode == 0, "the state is whole"
