@@ -1508,6 +1508,9 @@ def of_length(talk: Iterable[str], count: int) -> str:
     return "".join(pieces[: max(0, count)])
 
 
+ANSWER_LINE = re.compile(r"\b(answer:) ?\$?answer\b", re.IGNORECASE)  # as prompts show the last line that they want
+
+
 def answer_text(wishes: str, answer: str, answer_format: str, chance: random.Random) -> str:
     """The sentence that gives the answer; `auto` is the format that the prompt asks for."""
     if answer_format == "mixed":
@@ -1515,6 +1518,9 @@ def answer_text(wishes: str, answer: str, answer_format: str, chance: random.Ran
     if answer_format == "auto":
         if '"answer"' in wishes:
             return "Here is the answer as JSON.\n" + SENTENCES["json"].format(answer)
+        line = ANSWER_LINE.search(wishes)
+        if line:
+            return f"That settles it.\n{line[1]} {answer}"
         answer_format = "boxed"
     return SENTENCES[answer_format].format(answer)
 
@@ -1647,12 +1653,13 @@ RESPONSE_TAGS = (
 # Prompts to solvers name these, too, as the place for an answer.
 WEAK_TAGS = ("output", "solution", "answer")
 RESPONSE_LABEL = re.compile(
-    rf"^[^\w\n]*(?:the )?(?:{SUBJECTS})(?:[^\w\n:]*:[*\s]*|\])|^#+ (?:the )?(?:{SUBJECTS})[^\S\n]*$",
+    rf"^[^\w\n]*(?:the )?(?:{SUBJECTS}|expression 2)(?:[^\w\n:]*:[*\s]*|\])|^#+ (?:the )?(?:{SUBJECTS})[^\S\n]*$"
+    r"|^[^\n]*\bfollowing (?:\w+ ){0,2}(?:response|solution|output|text)[^\w\n:]*:[^\S\n]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 REFERENCE_LABEL = (
-    r"(?:expected|reference|correct|gold(?:en)?|ground[- ]?truth|target|true|expert|criterion)"
-    r"[ _]?(?:answer|solution|target)?[^\w\n]{0,3}[:>]"
+    r"(?:expected|reference|correct|gold(?:en)?|ground[- ]?truth|target|true|expert|criterion|rubric|expression(?= 1))"
+    r"[ _]?(?:answer|solution|target|1)?[^\w\n]{0,3}[:>]"
 )
 RESPONSE_END = re.compile(
     r"\n[^\S\n]*(?:={3,}|\*{4,}|\[\w[^\]\n]{0,40}\]:|\[(?:begin|end)\b|<\w)"
@@ -1664,7 +1671,7 @@ RESPONSE_END = re.compile(
 WEAK_END = re.compile(r"\n[^\S\n]*(?:-{3,}|#)")  # responses hold such lines, too
 REFERENCE = re.compile(REFERENCE_LABEL + r"[*\s]{0,4}([^\n]{1,60})", re.IGNORECASE)
 JUDGING = re.compile(
-    r"\bextract(?:ing)?\b|\bjudg|\bverdict|\bevaluator\b|\bwhich answer does\b"
+    r"\bextract(?:ing)?\b|\bjudg|\bverdict|\bevaluator\b|\brubric\b|\bwhich answer does\b"
     r"|\bare the (?:two )?(?:answers|responses)\b"
     r"|\bgrad(?:e (?:the|this|a|it)|e:|er|ing)\b|\bgrade:|\ba grade\b"
     r"|\b(?:is|does) (?:the|this) (?:[\w'\u2019]+ ){0,2}(?:response|answer|solution|prediction|submission)\b"
@@ -1674,11 +1681,12 @@ JUDGING = re.compile(
 )
 ASKS_FOR_VERDICT = re.compile(
     r"correct\W+or\W+(?:incorrect|not)|right\W+or\W+wrong|yes\W+(?:or|/)\W+no|true\W+or\W+false|\bgrade:|\bverdict"
-    r"|\bincorrect\b|\"(?:is_)?correct\"",
+    r"|\bincorrect\b|\"(?:is_)?correct\"|\bpass(?:es)?\b|\bequivalent\b",
     re.IGNORECASE,
 )
 # The words in which a verdict is asked for, and those in which it is given, good and bad.
 VERDICT_WORDS = (
+    (r"(?i:judge?ment: yes)", *(f"Reasoning: The answers are compared.\nJudgement: {word}" for word in ("Yes", "No"))),
     ("extracted_final_answer", *(f"extracted_final_answer: {{read}}\ncorrect: {word}" for word in ("yes", "no"))),
     (r"(?i:\bgrade:)", "The two answers are compared.\n\nGRADE: C", "The two answers are compared.\n\nGRADE: I"),
     (r"(?i:\bA\b\W{1,3}correct\b.{0,200}?\bB\b\W{1,3}incorrect\b)", "A", "B"),
@@ -1710,29 +1718,37 @@ class Judging:
     instruction: str
 
 
+# After the examples of a prompt comes its own matter.
+TASK_BEGINS = re.compile(r"^[^\w\n]*your task\b", re.IGNORECASE | re.MULTILINE)
+
+
 def read_judging(text: str) -> Judging | None:
     """The parts of a prompt that asks to judge a response or to extract its answer; None for any other prompt."""
-    found = response_place(text)
+    begins = max((found.end() for found in TASK_BEGINS.finditer(text)), default=0)
+    found = response_place(text[begins:])
     if found is None:
         return None
-    start, end = found
+    start, end = begins + found[0], begins + found[1]
     response, around = text[start:end], f"{text[:start]}\n{text[end:]}"
     if not JUDGING.search(around):
         return None
-    reference = REFERENCE.search(around)
-    return Judging(response, reference_answer(reference[1]) if reference else None, around)
+    references = (reference_answer(found[1]) for found in REFERENCE.finditer(f"{text[begins:start]}\n{text[end:]}"))
+    return Judging(response, next(filter(None, references), None), around)
 
 
 def reference_answer(text: str) -> str | None:
-    """The integer right after the label of a reference answer."""
+    """The integer right after the label of a reference answer, or in the sentence there."""
     found = re.match(r"[^\w-]{0,4}(?:\\boxed\{)?(-?[0-9](?:[0-9]|,|\{,\})*)", text)
-    return canonical_answer(found[1].rstrip(",")) if found else canonical_answer(text)
+    return canonical_answer(found[1].rstrip(",")) if found else canonical_answer(text) or given_answer(text)
 
 
 def response_place(text: str) -> tuple[int, int] | None:
     """The place of a response in a prompt: between tags, else from a label to the end of its part."""
+    small = text.lower() if text.isascii() else text  # of other letters the length may change
     for tag in (*RESPONSE_TAGS, *WEAK_TAGS):
-        start, end = text.find(f"<{tag}>") + len(tag) + 2, text.rfind(f"</{tag}>")
+        end = small.rfind(f"</{tag}>")
+        examples = len(re.findall(rf"</{tag}>\s*<rubric>", small)) > 1  # before the one to be judged
+        start = (small.rfind if examples else small.find)(f"<{tag}>", 0, max(end, 0)) + len(tag) + 2
         if len(tag) + 2 <= start <= end and re.search("[0-9]" if tag in WEAK_TAGS else r"\S", text[start:end]):
             return start, end
     for label in RESPONSE_LABEL.finditer(text):
@@ -1777,6 +1793,9 @@ def verdict_text(instruction: str, read: str | None, verdict: bool, schema: Any)
     """A verdict as a judge is asked to write it."""
     if schema is not None:
         return SchemaWriter(schema, verdict, "Compared the two answers.").write()
+    example = example_verdict(instruction, verdict)
+    if example is not None:
+        return json.dumps(example)
     field = example_field(instruction)
     if field is not None:
         name, in_quotes = field
@@ -1797,6 +1816,20 @@ def extraction_text(instruction: str, read: str | None, schema: Any) -> str:
         return read
     words = WORDS_FOR_NONE.search(instruction)
     return words[1] if words else "no answer"
+
+
+def example_verdict(instruction: str, verdict: bool) -> dict[str, Any] | None:
+    """The first JSON object with a true or false in it that an instruction shows, with a `verdict` in that place."""
+    for found in EXAMPLE_OBJECT.finditer(instruction):
+        with contextlib.suppress(ValueError):
+            example = json.loads(found[0])
+            if any(isinstance(value, bool) for value in example.values()):
+                told: dict[type, Any] = {bool: verdict, float: float(verdict), int: int(verdict)}
+                return {name: told.get(type(value), "Compared the two answers.") for name, value in example.items()}
+    return None
+
+
+EXAMPLE_OBJECT = re.compile(r'\{\s*"\w+"[^{}]{1,500}\}')
 
 
 def example_field(instruction: str) -> tuple[str, bool] | None:
@@ -2006,17 +2039,63 @@ def read_object(raw: bytes) -> dict[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
+EMPTY_INPUT = "attempting to parse an empty input; check that your input string or stream contains the expected JSON"
+# The part of JSON that the library was reading, and what it expected there, by Python's words for the fault.
+EXPECTED = {
+    "Expecting value": ("value", "'[', '{', or a literal"),
+    "Expecting property name enclosed in double quotes": ("object key", "string literal"),
+    "Illegal trailing comma before end of object": ("object key", "string literal"),
+    "Illegal trailing comma before end of array": ("value", "'[', '{', or a literal"),
+    "Expecting ':' delimiter": ("object separator", "':'"),
+    "Extra data": ("value", "end of input"),
+}
+
+
+def complaint(error: json.JSONDecodeError) -> tuple[int, str]:
+    """The number of characters that the JSON library of llama-server has read of what it stumbles over, and its words.
+
+    As nlohmann::json 3.12 has them.
+    """
+    text, at = error.doc, error.pos
+    if not text:
+        return 1, EMPTY_INPUT
+    if error.msg.startswith(("Unterminated string", "Invalid control character")):
+        start = text.rfind('"', 0, at + 1)
+        return (
+            len(text) - at + 1,
+            f"syntax error while parsing value - invalid string: missing closing quote; last read: '{text[start:]}'",
+        )
+    opened = "object" if text.rfind("{", 0, at) > text.rfind("[", 0, at) else "array"
+    part, expected = EXPECTED.get(error.msg, (opened, "'}'" if opened == "object" else "']'"))
+    if error.msg.startswith("Illegal trailing comma"):
+        at = next(place for place in range(at + 1, len(text)) if not text[place].isspace())
+    rest = text[at:].lstrip()
+    if not rest:
+        return len(text) - at + 1, f"syntax error while parsing {part} - unexpected end of input; expected {expected}"
+    if rest[0] in "{}[]:,":
+        return 1, f"syntax error while parsing {part} - unexpected '{rest[0]}'; expected {expected}"
+    if rest[0] in '"-0123456789':
+        kind = "string literal" if rest[0] == '"' else "number literal"
+        return 1, f"syntax error while parsing {part} - unexpected {kind}; expected {expected}"
+    literal = next((word for word in ("true", "false", "null") if word[0] == rest[0]), rest[0])
+    same = next((place for place, pair in enumerate(zip(literal, rest, strict=False)) if pair[0] != pair[1]), 0)
+    # Its memory of what it has read begins with the last string or number.
+    since = max((token.start() for token in JSON_TOKEN.finditer(text, 0, at)), default=0)
+    read = text[since : len(text) - len(rest) + same + 1]
+    more = f"; expected {expected}" if error.msg != "Expecting value" else ""
+    return same + 1, f"syntax error while parsing {part} - invalid literal; last read: '{read}'{more}"
+
+
+JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*')
+
+
 def read_json(raw: bytes) -> Any:
     """The JSON value of a request body; one that is none is the server's fault to llama-server."""
     try:
         return json.loads(raw.decode("utf-8"), parse_constant=refuse_constant, parse_float=finite)
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        problem = f"syntax error while parsing value - {error.msg}"
-        if not raw:
-            problem = (
-                "attempting to parse an empty input; check that your input string or stream contains the expected JSON"
-            )
+        read, problem = complaint(error)
+        place = f"line {error.lineno}, column {error.colno + read - 1}"
     except UnicodeDecodeError as error:
         line, column = raw.count(b"\n", 0, error.start) + 1, error.start - raw.rfind(b"\n", 0, error.start)
         place = f"line {line}, column {column}"
@@ -2042,7 +2121,12 @@ def refuse_constant(name: str) -> NoReturn:
 
 def message_text(message: Any) -> tuple[str, str]:
     """Role and text of a message, whose content is text, null, or a list of text parts."""
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+    fields = message if isinstance(message, dict) else {}
+    if "content" not in fields and fields.get("role") != "assistant":
+        raise invalid("All non-assistant messages must contain 'content'")
+    if "content" not in fields and "tool_calls" not in fields:
+        raise invalid("Assistant message must contain either 'content' or 'tool_calls'!")
+    if not isinstance(message.get("role"), str):
         shown = json.dumps(message, separators=(",", ":"))[:200]
         raise RequestError(500, "server_error", f"Failed to parse messages: Missing 'role' in message: {shown}")
     content = message.get("content")
@@ -2087,7 +2171,7 @@ def read_options(body: Mapping[str, Any], prompts: Sequence[Prompt], settings: S
         raise invalid("top_logprobs requires logprobs to be set to true")
     schema, options = read_schema(body), body.get("stream_options")
     unparsed = body.get("reasoning_format", "none" if settings.answers.reasoning == "inline" else None) == "none"
-    choices = read_number(body, "n", 1, 2147483647) or 1
+    choices = read_number(body, "n", 1, settings.speed.slots) or 1
     if choices > settings.speed.slots:
         raise invalid("n_cmpl cannot be greater than the number of slots, please increase -np")
     limit = read_limit(body)

@@ -415,3 +415,13 @@ def test_a_proxy_is_not_asked_for_this_machine(fake_server, monkeypatch):
 )
 def test_retry_after_is_seconds_or_a_date_within_reason(header, least, most):
     assert least <= llama_eval.seconds_to_wait(header) <= most
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "example.org"])
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
+def test_certificates_that_the_environment_names_hold_for_every_host(monkeypatch, host, variable):
+    for name in llama_eval.CERTIFICATES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "/etc/own.pem")
+    client = llama_eval.Client(f"https://{host}", None, llama_eval.Options())
+    assert client._prepared("GET", "/health")[1]["verify"] == "/etc/own.pem"

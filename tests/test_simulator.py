@@ -382,7 +382,24 @@ def test_what_is_not_json_is_a_server_error(server: Server, body: bytes) -> None
             500,
             'Failed to parse messages: Missing \'role\' in message: {"content":"x"}',
         ),
-        ({"messages": ["x"]}, 500, "Failed to parse messages: Missing 'role' in message: \"x\""),
+        ({"messages": ["x"]}, 400, "All non-assistant messages must contain 'content'"),
+        ({"messages": [{"role": "user"}]}, 400, "All non-assistant messages must contain 'content'"),
+        ({"messages": [7]}, 400, "All non-assistant messages must contain 'content'"),
+        (
+            {"messages": [{"role": "assistant"}]},
+            400,
+            "Assistant message must contain either 'content' or 'tool_calls'!",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x"}], "n": 0},
+            400,
+            "Field 'n': Value must be between 1 <= value <= 4, but got 0",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x"}], "n": 5},
+            400,
+            "Field 'n': Value must be between 1 <= value <= 4, but got 5",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             500,

@@ -477,6 +477,45 @@ def test_what_a_request_may_ask_for(
 # ---- judging ---------------------------------------------------------------------------------------
 
 EXTRACTION = "Extract the final answer of this response.\n\n<response>\n{}\n</response>\n\nReply with {}."
+RUBRIC = """You grade outputs by a rubric: one that does what the rubric says passes. Reply with an object.
+
+<Output>Good morning</Output>
+<Rubric>Is a greeting</Rubric>
+{{"why": "it is one", "pass": true, "score": 1.0}}
+
+<Output>
+So it is \\boxed{{{}}}.
+</Output>
+<Rubric>
+The final answer is 96
+</Rubric>"""
+PAIRS = """Judge whether two expressions are equivalent.
+
+    Expression 1: $a+b$
+    Expression 2: $b+a$
+
+Yes
+
+YOUR TASK
+
+Reply with only "Yes" or "No".
+
+    Expression 1: 96
+    Expression 2: {}"""
+JUDGEMENT = """Judge whether the predicted answer to a problem is the expected one. Explain, then say Yes or No.
+
+Example 1:
+Predicted answer: 3/2
+Expected answer: 1.5
+
+Reasoning: they are equal.
+Judgement: Yes
+
+YOUR TASK
+
+Problem: What is it?
+Predicted answer: {}
+Expected answer: 96"""
 VERDICT = "Reference answer: 204\n\n<response>The answer is {}.</response>\n\nIs the response {}?"
 SAID = "Compared the two answers."
 COMPARED = "The two answers are compared.\n\n"
@@ -534,6 +573,14 @@ NULLABLE = {"type": "object", "properties": {"answer": {"type": ["integer", "nul
          None, "CORRECT"),
         ("Grade the response: CORRECT or INCORRECT?\nReference answer: 96\n\n## Response\nSo the area is 96.",
          None, "CORRECT"),
+        # As other evaluators put it: in quotes and without a question, by a rubric, as pairs of expressions.
+        ('Extract the number from the following reply text:\n\n"So \\boxed{96}."\n\nPlease give only that.', None, "96"),
+        (RUBRIC.format(96), None, '{"why": "Compared the two answers.", "pass": true, "score": 1.0}'),
+        (RUBRIC.format(97), None, '{"why": "Compared the two answers.", "pass": false, "score": 0.0}'),
+        (PAIRS.format(96), None, "yes"),
+        (PAIRS.format("97"), None, "no"),
+        (JUDGEMENT.format(96), None, "Reasoning: The answers are compared.\nJudgement: Yes"),
+        (JUDGEMENT.format(97), None, "Reasoning: The answers are compared.\nJudgement: No"),
         (VERDICT.replace("is {}", "is {}").format("\\boxed{204.5}", "correct? yes or no"), None, "no"),
         (EXTRACTION.format("**Answer:** 204", "it"), None, "204"),
         (EXTRACTION.format("the answer is therefore $204$.", "it"), None, "204"),
@@ -544,6 +591,14 @@ def test_a_judge_replies_in_the_shape_it_is_asked_for(
 ) -> None:
     fields = {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}} if schema else {}
     assert content(module_simulators["none"], prompt, **fields) == reply
+
+
+@pytest.mark.parametrize(
+    "form", ["ANSWER: $ANSWER (no \\boxed is needed)", "Answer: $Answer", "answer: ANSWER", "Answer: answer"]
+)
+def test_the_last_line_is_as_the_prompt_shows_it(module_simulators: dict[str, Server], form: str) -> None:
+    reply = content(module_simulators["none"], f"{QUESTIONS[0]}\n\nEnd with a line of the form {form}.")
+    assert reply.splitlines()[-1] == f"{form[:7]} 96"
 
 
 @pytest.mark.parametrize(
@@ -625,3 +680,23 @@ def test_keys_may_come_from_a_file_and_be_several(start_simulator: StartSimulato
         assert requests.get(server.url + "/props", headers=headers, timeout=DEADLINE).status_code == status
         assert requests.get(server.url + "/simulator/log", headers=headers, timeout=DEADLINE).status_code == status
     assert "one" not in server.banner + server.log()
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("[nope]", "line 1, column 3: syntax error while parsing value - invalid literal; last read: '[no'"),
+        ('{"a": tru}', "column 10: syntax error while parsing value - invalid literal; last read: '\"a\": tru}'"),
+        ('{"a":1', "column 7: syntax error while parsing object - unexpected end of input; expected '}'"),
+        ("[1", "column 3: syntax error while parsing array - unexpected end of input; expected ']'"),
+        ('{"a" 1}', "column 6: syntax error while parsing object separator - unexpected number literal; expected ':'"),
+        ("{a:1}", "syntax error while parsing object key - invalid literal; last read: '{a'; expected string literal"),
+        ("[1,]", "column 4: syntax error while parsing value - unexpected ']'; expected '[', '{', or a literal"),
+        ('{"a":1,}', "column 8: syntax error while parsing object key - unexpected '}'; expected string literal"),
+        ('{"a":"b', "syntax error while parsing value - invalid string: missing closing quote; last read: '\"b'"),
+    ],
+)
+def test_json_that_is_none_is_refused_in_the_words_of_the_real_servers_library(body: str, words: str) -> None:
+    with pytest.raises(simulator.RequestError) as refusal:
+        simulator.read_json(body.encode())
+    assert words in str(refusal.value)
