@@ -1681,7 +1681,7 @@ JUDGING = re.compile(
 )
 ASKS_FOR_VERDICT = re.compile(
     r"correct\W+or\W+(?:incorrect|not)|right\W+or\W+wrong|yes\W+(?:or|/)\W+no|true\W+or\W+false|\bgrade:|\bverdict"
-    r"|\bincorrect\b|\"(?:is_)?correct\"|\bpass(?:es)?\b|\bequivalent\b",
+    r"|\bincorrect\b|\"(?:is_)?correct\"|\brubric\b|\bwhether\b[^.\n]{0,40}\bequivalent\b",
     re.IGNORECASE,
 )
 # The words in which a verdict is asked for, and those in which it is given, good and bad.

@@ -574,7 +574,7 @@ NULLABLE = {"type": "object", "properties": {"answer": {"type": ["integer", "nul
         ("Grade the response: CORRECT or INCORRECT?\nReference answer: 96\n\n## Response\nSo the area is 96.",
          None, "CORRECT"),
         # As other evaluators put it: in quotes and without a question, by a rubric, as pairs of expressions.
-        ('Extract the number from the following reply text:\n\n"So \\boxed{96}."\n\nPlease give only that.', None, "96"),
+        ('Extract the number from the following text:\n\n"So \\boxed{96}."\n\nPlease give only that.', None, "96"),
         (RUBRIC.format(96), None, '{"why": "Compared the two answers.", "pass": true, "score": 1.0}'),
         (RUBRIC.format(97), None, '{"why": "Compared the two answers.", "pass": false, "score": 0.0}'),
         (PAIRS.format(96), None, "yes"),
