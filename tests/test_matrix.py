@@ -80,7 +80,7 @@ OTHERS = [
     Case(("--success-rate", 0.5, "--success-mode", "random", "--wrong-answer", "random"), ("--samples", 4)),
     Case(("--success-rate", 0.5, "--wrong-answer", "reversed", "-np", 2, "--tokens-per-second", 2000), ()),
     Case(("--success-rate", 0.4, "--ttft", 0.05, "--jitter", 1, "-np", 8, "--load-time", 1), ("--samples", 2)),
-    Case(("--success-rate", 0.4, "--ttft", 0.8, "--jitter", 0.5, "-np", 16), ("--no-stream", "--request-timeout", 2)),
+    Case(("--success-rate", 0.4, "--ttft", 0.8, "--jitter", 0.5, "-np", 16), ("--no-stream", "--request-timeout", 4)),
     Case(("--success-rate", 0.7, "--tokens", 300, "--slots", 64), ("--max-tokens", 200)),
 ]
 JUDGED = [
