@@ -723,3 +723,12 @@ def test_some_bound_ends_a_run_whatever_its_server_does(socket_server, tmp_path)
     assert done.returncode in (0, 3)
     counts = state["summary"]["counts"]
     assert counts["correct"] + counts["error"] == 8
+
+
+def test_replies_that_nobody_can_use_are_told_with_what_to_try(socket_server, tmp_path):
+    server = socket_server(lambda connection, body: connection.sendall(http(b'{"object": "something else"}')))
+    done, _ = run_on(server, tmp_path, "--threads", 4, "--give-up-after", 3)
+    assert done.returncode == 3
+    first = next(line for line in done.stdout.splitlines() if "out of service" in line)
+    assert "the reply is no chat completion" in first
+    assert "try --no-stream" in first
