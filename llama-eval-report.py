@@ -260,7 +260,9 @@ def journal_entries(path: Path, name: str | None) -> int:
 
 def summary_of(data: dict[str, Any]) -> dict[str, Any]:
     """The figures of a run, each of the kind that it should be; raises KeyError, TypeError or ValueError."""
-    intervals = {kind: data["intervals"][kind] for kind in ("generalisation", "resampling")}
+    told = data["intervals"]
+    older = {"on_new_problems": "generalisation", "on_these_problems": "resampling"}  # how schema 3 began
+    intervals = {kind: told[kind if kind in told else name] for kind, name in older.items()}
     counted = ("tasks", "scored", "k", "problems", "problems_short_of_k", "responses", "responses_with_token_counts")
     return {
         **{name: as_count(data[name]) for name in (*counted, "prompt_tokens", "completion_tokens")},
@@ -765,13 +767,13 @@ class Claim:
 def claim(run: Run, reference: Fraction, tolerance: Fraction) -> Claim:
     """Hold the accuracy of `run` against `reference`, both proportions; raises ReportError where it has none.
 
-    A reference score is of the same problems, so the resampling interval is the one that counts. With one sample of
-    each problem it is not known, and the generalisation interval, which is wider, takes its place.
+    A reference score is of the same problems, so the interval on these problems is the one that counts. With one
+    sample of each problem it is not known, and the one on new problems, which is wider, takes its place.
     """
     summary = run.summary
     if not summary["scored"]:
         raise ReportError(f"{run.path} cannot be held against a reference: none of its tasks has a verdict")
-    kind = "resampling" if summary["intervals"]["resampling"] else "generalisation"
+    kind = "on_these_problems" if summary["intervals"]["on_these_problems"] else "on_new_problems"
     low, high = (summary["intervals"][kind][end] for end in ("low", "high"))
     bar, correct, total = reference * (1 - tolerance), summary["counts"]["correct"], summary["tasks"]
     accuracy, missing = Fraction(correct, summary["scored"]), total - summary["scored"]
@@ -792,7 +794,7 @@ def claim_text(told: Claim) -> str:
     if summary["scored"] < summary["tasks"]:
         missing = summary["tasks"] - summary["scored"]
         text += f"; {missing} tasks have no verdict, with them it will be {span(*summary['range'])}"
-    interval = f"the 95 % {told.kind} interval, {span(*told.interval)}"
+    interval = f"the 95 % interval {QUESTIONS[told.kind]}, {span(*told.interval)}"
     return f"{text}; {CLAIMS[told.supported]}: {interval}"
 
 
@@ -1106,7 +1108,7 @@ def interval_chart(summary: dict[str, Any]) -> Html:
     return chart("intervals", "Accuracy with its 95 % intervals", description, bottom + 24, *marks)
 
 
-QUESTIONS = {"generalisation": "on new problems like these", "resampling": "on these, asked again"}
+QUESTIONS = {"on_new_problems": "on new problems", "on_these_problems": "on these problems"}
 LABELLED = 60  # problems at the most have their names below the chart
 
 
@@ -1627,7 +1629,7 @@ def told_samples(runs: Sequence[Run], samples: Sequence[Sample | None]) -> list[
 
 def run_rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     """Titles and rows of a table for people, with one run in a row; tokens, speed and seconds are means."""
-    head = "run,model,dataset,size,accuracy,95 % on new problems,95 % on new samples,pass@k,maj@k,no verdict"
+    head = "run,model,dataset,size,accuracy,95 % on new problems,95 % on these problems,pass@k,maj@k,no verdict"
     rows = []
     for run in runs:
         summary, told = run.summary, run.summary["intervals"]
@@ -1845,8 +1847,8 @@ def flip_text(told: Comparison, pair: Pair) -> str:
 
 def standing(run: Run) -> str:
     """The headline of a run in a line."""
-    general = run.summary["intervals"]["generalisation"]
-    interval = f", 95 % interval {span(general['low'], general['high'])}" if general else ""
+    general = run.summary["intervals"]["on_new_problems"]
+    interval = f", 95 % interval {span(general['low'], general['high'])} on new problems" if general else ""
     of = f"({run.summary['counts']['correct']} of {run.summary['scored']})"
     return f"{percent(run.summary['accuracy'])} {of}{interval}, {run.size}"
 

@@ -2645,11 +2645,12 @@ class Tally(NamedTuple):
 
 @dataclass(frozen=True)
 class Interval:
-    """The 95 % confidence interval of a proportion, from `low` to `high`, and the method behind it."""
+    """The 95 % confidence interval of a proportion, the method behind it, and its effective number of trials."""
 
     low: float
     high: float
     method: str
+    effective: float | None = None
 
 
 def normal_quantile(probability: float) -> float:
@@ -2700,30 +2701,38 @@ def wilson_interval(proportion: float, n: float, quantile: float | None = None) 
     return max(0.0, min(proportion, centre - half)), min(1.0, max(proportion, centre + half))
 
 
-def generalisation_interval(tallies: Sequence[Tally]) -> Interval:
+PSEUDO = 0.2  # problems that are taken to be all right beside those of a run, and as many all wrong
+
+
+def new_problems_interval(tallies: Sequence[Tally]) -> Interval:
     """The interval of the accuracy on new problems of the kind; `tallies` of the problems with a verdict, at least one.
 
-    Wilson's interval at the effective sample size p (1 - p) / SE^2, with Student's t for the number of problems. SE is
-    that of the ratio correct / scored, clustered by problem (Cochran 1977, Sampling Techniques, 2.11 and 6.4), which is
-    that of the mean score where all problems have as many samples. There are never more trials than samples, and
-    where the samples say nothing of the spread, all right or all wrong, no more than problems. With one sample of
-    each problem there is no spread to be estimated: it is plain Wilson. Where but a few samples in a hundred are
-    wrong, or right, the spread is seen too seldom, and the interval covers less than it says (benchmarks/coverage.py).
+    Wilson's interval at an effective sample size, with Student's t for the number of problems: samples of a problem are
+    not independent. The variance between problems is estimated as if PSEUDO more of them had been all right and as many
+    all wrong, because in a run with hardly any mistake the spread is seen too seldom; the centre stays where it is. So
+    the interval covers what it says near 100 %, too (benchmarks/coverage.py). It is never narrower than the one on
+    these problems. With one sample of each problem it is plain Wilson.
     """
     n, scored = len(tallies), sum(tally.scored for tally in tallies)
     p = sum(tally.correct for tally in tallies) / scored
     problems = f"{n} problem{'s' * (n > 1)}"
-    if scored == n:
+    if n in (scored, 1):
         return Interval(*wilson_interval(p, n), f"Wilson, n = {problems}")
-    if n == 1 or p in (0, 1):
-        return Interval(*wilson_interval(p, n), f"Wilson, n = {problems}, of unknown spread")
-    variance = n / (n - 1) * sum((tally.correct - p * tally.scored) ** 2 for tally in tallies) / scored**2
-    effective = min(p * (1 - p) / variance, scored) if variance else float(scored)
-    method = f"clustered by problem: Wilson, n_eff = {effective:.1f}, Student's t, df = {n - 1}"
-    return Interval(*wilson_interval(p, effective, t_quantile(QUANTILE, n - 1)), method)
+    scores = [tally.correct / tally.scored for tally in tallies]
+    number = n + 2 * PSEUDO
+    mean = (math.fsum(scores) + PSEUDO) / number
+    spread = math.fsum((score - mean) ** 2 for score in scores) + PSEUDO * ((1 - mean) ** 2 + mean**2)
+    # With unequal numbers of samples the accuracy leans on a few: Kish's factor, 1 for equal ones.
+    uneven = n * sum(tally.scored**2 for tally in tallies) / scored**2
+    effective = n * mean * (1 - mean) * number / spread / uneven
+    again = these_problems_interval(tallies)
+    effective = min(max(effective, n / uneven), scored, again.effective if again and again.effective else scored)
+    freedom = min(n - 1, scored - n)
+    method = f"clustered by problem: Wilson, n_eff = {effective:.1f}, Student's t, df = {freedom}"
+    return Interval(*wilson_interval(p, effective, t_quantile(QUANTILE, freedom)), method, effective)
 
 
-def resampling_interval(tallies: Sequence[Tally]) -> Interval | None:
+def these_problems_interval(tallies: Sequence[Tally]) -> Interval | None:
     """The interval of the accuracy of new samples of the same problems; None where no problem has two samples.
 
     Wilson's interval at the effective sample size p (1 - p) / SE^2, with Student's t. SE comes from the variance within
@@ -2741,7 +2750,7 @@ def resampling_interval(tallies: Sequence[Tally]) -> Interval | None:
     variance = max(within, 1.0) / scored**2
     effective = p * (1 - p) / variance if 0 < p < 1 else float(scored)
     method = f"within problems: Wilson, n_eff = {effective:.1f}, Student's t, df = {freedom}"
-    return Interval(*wilson_interval(p, effective, t_quantile(QUANTILE, freedom)), method)
+    return Interval(*wilson_interval(p, effective, t_quantile(QUANTILE, freedom)), method, effective)
 
 
 def pass_at(tallies: Sequence[Tally], j: int) -> tuple[float, int] | None:
@@ -2844,8 +2853,8 @@ def summarize(state: EvalState, table: list[dict[str, Any]] | None = None) -> di
         "scored": scored,
         "accuracy": counts["correct"] / scored if scored else None,
         "intervals": {
-            "generalisation": generalisation_interval(tallies) if scored else None,
-            "resampling": resampling_interval(tallies) if scored else None,
+            "on_new_problems": new_problems_interval(tallies) if scored else None,
+            "on_these_problems": these_problems_interval(tallies) if scored else None,
         },
         "range": (counts["correct"] / total, (counts["correct"] + missing) / total),
         **sample_scores(table),
@@ -4002,9 +4011,9 @@ def headline(summary: dict[str, Any]) -> str:
     if summary["accuracy"] is None:
         return "none: no task has a verdict yet"
     line = f"{percent(summary['accuracy'])}  ({summary['counts']['correct']} of {summary['scored']})"
-    line += f", 95 % interval {interval_text(summary['intervals']['generalisation'])} on new problems of the kind"
-    again = summary["intervals"]["resampling"]
-    line += f"\n{'':10}95 % interval {interval_text(again)} on new samples of these problems" if again else ""
+    line += f", 95 % interval {interval_text(summary['intervals']['on_new_problems'])} on new problems"
+    again = summary["intervals"]["on_these_problems"]
+    line += f"\n{'':10}95 % interval {interval_text(again)} on these problems" if again else ""
     low, high = summary["range"]
     still = f"\n{'':10}between {percent(low)} and {percent(high)} once every task has a verdict"
     return line + (still if summary["scored"] < summary["tasks"] else "")

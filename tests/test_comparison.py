@@ -597,7 +597,7 @@ def test_a_problem_whose_row_differs_is_left_out(tmp_path):
     assert row(done.stdout, "flipped") == "none of 6 problems"
 
 
-# The resampling interval of 24 of 30 with k = 1 is not known; the generalisation interval takes its place.
+# The interval on these problems of 24 of 30 with k = 1 is not known; the one on new problems takes its place.
 SOME_WRONG = {"k": 4, "correct": [3] * 30}
 ONCE = {"k": 1, "correct": [1] * 24 + [0] * 6}
 OPEN = {"k": 4, "correct": [[True, True, True, None]] * 30}
@@ -628,9 +628,9 @@ def test_a_run_is_held_against_a_reference(tmp_path, case):
     assert told.startswith(f"a (tiny): {word}: ")
     assert f"; {says}: the 95 % " in told
     summary = json.loads((tmp_path / "a.json").read_text("utf-8"))["summary"]
-    kind = "generalisation" if run["k"] == 1 else "resampling"
+    kind = "on_new_problems" if run["k"] == 1 else "on_these_problems"
     low, high = (f"{100 * summary['intervals'][kind][end]:.1f} %" for end in ("low", "high"))
-    assert told.endswith(f"the 95 % {kind} interval, {low} to {high}")
+    assert told.endswith(f"the 95 % interval {kind.replace('_', ' ')}, {low} to {high}")
     ratio = summary["accuracy"] / (float(reference.removesuffix("%")) / 100)
     assert f"is {ratio:.3f} of the reference" in told
     assert done.stderr == ("a.json misses the reference beyond doubt\n" if code else "")

@@ -92,7 +92,7 @@ def test_plain_lines_when_not_a_terminal(fake_server, tmp_path):
     assert re.match(r"2/2  P-2#0 +not correct +96 ", plain[2])
     summary = [line.split()[0] for line in plain[3:]]
     assert summary == ["run", "accuracy", "counts", "tokens", "time", "state", "extend"]
-    assert "50.0 %  (1 of 2), 95 % interval 9.5 % to 90.5 % on new problems of the kind" in plain[4]
+    assert "50.0 %  (1 of 2), 95 % interval 9.5 % to 90.5 % on new problems" in plain[4]
     assert not any("\x1b" in line or "\r" in line for line in plain)
 
 

@@ -28,13 +28,13 @@ def check_run(folder, done, problems, correct):
     assert summary["counts"]["correct"] == correct
     assert summary["counts"]["incorrect"] == problems - correct
     assert summary["accuracy"] == correct / problems
-    interval = summary["intervals"]["generalisation"]
+    interval = summary["intervals"]["on_new_problems"]
     low, high = (f"{100 * interval[end]:.1f} %" for end in ("low", "high"))
     assert (
         f"accuracy  {percent}  ({correct} of {problems}), 95 % interval {low} to {high} on new problems" in done.stdout
     )
     assert done.stdout.count("95 % interval") == 1
-    assert summary["intervals"]["resampling"] is None
+    assert summary["intervals"]["on_these_problems"] is None
     for task in tasks_of(state):
         result = state["task_states"][task["id"]]
         assert (result["status"] == "correct") == (result["grade"]["answer"] == task["expected"])

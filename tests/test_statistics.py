@@ -102,50 +102,60 @@ def test_wilson_interval_holds_the_proportion_and_stays_between_0_and_1(n, data)
 @given(st.integers(1, 2000), st.data())
 def test_with_one_sample_of_each_problem_the_interval_is_plain_wilson(n, data):
     correct = data.draw(st.integers(0, n))
-    interval = llama_eval.generalisation_interval(tallied(*[(1, 1)] * correct, *[(0, 1)] * (n - correct)))
+    interval = llama_eval.new_problems_interval(tallied(*[(1, 1)] * correct, *[(0, 1)] * (n - correct)))
     expected = stats.binomtest(correct, n).proportion_ci(method="wilson")
     assert bounds(interval) == pytest.approx((expected.low, expected.high), abs=1e-9)
-    assert llama_eval.resampling_interval([Tally(1, 1)] * n) is None
+    assert llama_eval.these_problems_interval([Tally(1, 1)] * n) is None
 
 
-@given(even_tallies.filter(lambda tallies: tallies[0].scored > 1))
-def test_the_generalisation_interval_is_wilsons_at_the_standard_error_of_the_mean_score(tallies):
-    scores = np.array([tally.correct / tally.scored for tally in tallies])
-    p, n, total = scores.mean(), len(scores), sum(tally.scored for tally in tallies)
-    if 0 < p < 1:
-        error = stats.sem(scores)
-        trials, quantile = min(p * (1 - p) / error**2, total) if error else total, stats.t.ppf(0.975, n - 1)
-    else:
-        trials, quantile = n, stats.norm.ppf(0.975)
-    interval = llama_eval.generalisation_interval(tallies)
-    assert bounds(interval) == pytest.approx(wilson_bounds(p, trials, quantile), abs=1e-9)
+def pseudo_trials(tallies):
+    """The effective number of trials on new problems, from the definition of the variance with pseudo-problems."""
+    samples = np.array([tally.scored for tally in tallies])
+    scores = np.array([tally.correct for tally in tallies]) / samples
+    n, a, total = len(tallies), 0.2, samples.sum()
+    values, weights = np.append(scores, [1, 0]), np.append(np.ones(n), [a, a])
+    mean = np.average(values, weights=weights)
+    variance = (weights * (values - mean) ** 2).sum() / (n + 2 * a - 1)
+    uneven = n * (samples**2).sum() / total**2
+    trials = n * mean * (1 - mean) / variance * (n + 2 * a) / (n + 2 * a - 1) / uneven
+    within = llama_eval.these_problems_interval(tallies)
+    return min(max(trials, n / uneven), total, within.effective)
 
 
 @given(uneven_tallies.filter(lambda tallies: len(tallies) > 1))
-def test_with_uneven_samples_the_error_is_the_clustered_one_over_pairs_of_samples_of_one_problem(tallies):
-    """The sum over pairs is formula 4 of Miller 2024, with the correction for few clusters n / (n - 1)."""
+def test_the_interval_on_new_problems_is_wilsons_with_pseudo_problems(tallies):
     n, total = len(tallies), sum(tally.scored for tally in tallies)
+    assume(total > n)
     p = sum(tally.correct for tally in tallies) / total
-    assume(total > n and 0 < p < 1)
-    verdicts = [np.array([1] * t.correct + [0] * (t.scored - t.correct)) - p for t in tallies]
-    variance = n / (n - 1) * sum(float(np.outer(own, own).sum()) for own in verdicts) / total**2
-    trials = min(p * (1 - p) / variance, total) if variance > 0 else total
-    expected = wilson_bounds(p, trials, stats.t.ppf(0.975, n - 1))
-    assert bounds(llama_eval.generalisation_interval(tallies)) == pytest.approx(expected, abs=1e-9)
+    expected = wilson_bounds(p, pseudo_trials(tallies), stats.t.ppf(0.975, min(n - 1, total - n)))
+    assert bounds(llama_eval.new_problems_interval(tallies)) == pytest.approx(expected, abs=1e-9)
+
+
+@given(uneven_tallies)
+def test_the_interval_on_new_problems_is_never_the_narrower_one(tallies):
+    new, these = llama_eval.new_problems_interval(tallies), llama_eval.these_problems_interval(tallies)
+    if these and len(tallies) > 1:
+        assert new.high - new.low >= these.high - these.low - 1e-12
+
+
+def test_one_mistake_more_makes_no_other_interval():
+    perfect, nearly = (llama_eval.new_problems_interval([Tally(64, 64)] * 29 + [Tally(last, 64)]) for last in (64, 63))
+    assert 0.87 < perfect.low < 0.89
+    assert 0.87 < nearly.low < 0.89
 
 
 @given(even_tallies.filter(lambda tallies: tallies[0].scored > 1))
-def test_the_resampling_interval_is_wilsons_at_the_error_within_the_problems(tallies):
+def test_the_these_problems_interval_is_wilsons_at_the_error_within_the_problems(tallies):
     verdicts = np.array([[1] * t.correct + [0] * (t.scored - t.correct) for t in tallies])
     p, total, freedom = verdicts.mean(), verdicts.size, verdicts.size - len(verdicts)
     variance = verdicts.var(axis=1, ddof=1).mean() / total
     trials = p * (1 - p) / max(variance, 1 / total**2) if 0 < p < 1 else total
     expected = wilson_bounds(p, trials, stats.t.ppf(0.975, freedom))
-    assert bounds(llama_eval.resampling_interval(tallies)) == pytest.approx(expected, abs=1e-9)
+    assert bounds(llama_eval.these_problems_interval(tallies)) == pytest.approx(expected, abs=1e-9)
 
 
 def test_problems_with_one_sample_are_taken_to_vary_like_the_others():
-    with_one = llama_eval.resampling_interval(tallied((1, 2), (1, 2), (1, 1), (0, 1)))
+    with_one = llama_eval.these_problems_interval(tallied((1, 2), (1, 2), (1, 1), (0, 1)))
     p, freedom, within = 3 / 6, 2, 6 * (1 / 2)  # the variance of a sample is 1/2 in each of the first two
     expected = wilson_bounds(p, p * (1 - p) / (within / 6**2), stats.t.ppf(0.975, freedom))
     assert bounds(with_one) == pytest.approx(expected, abs=1e-9)
@@ -154,7 +164,7 @@ def test_problems_with_one_sample_are_taken_to_vary_like_the_others():
 @given(uneven_tallies)
 def test_every_interval_holds_the_accuracy_and_lies_between_0_and_1(tallies):
     p = sum(tally.correct for tally in tallies) / sum(tally.scored for tally in tallies)
-    both = [llama_eval.generalisation_interval(tallies), llama_eval.resampling_interval(tallies)]
+    both = [llama_eval.new_problems_interval(tallies), llama_eval.these_problems_interval(tallies)]
     assert (both[1] is None) == all(tally.scored == 1 for tally in tallies)
     for interval in filter(None, both):
         assert 0 <= interval.low <= p <= interval.high <= 1
@@ -184,23 +194,22 @@ def test_degenerate_results_have_sane_intervals(tallies):
     """They are not so narrow that one more sample could move the accuracy from one end to the other."""
     scored = sum(tally.scored for tally in tallies)
     p = sum(tally.correct for tally in tallies) / scored
-    for interval in (llama_eval.generalisation_interval(tallies), llama_eval.resampling_interval(tallies)):
+    for interval in (llama_eval.new_problems_interval(tallies), llama_eval.these_problems_interval(tallies)):
         if interval:
             assert 0 <= interval.low <= p <= interval.high <= 1
             assert interval.high - interval.low > 1 / (scored + 1)
 
 
-@pytest.mark.parametrize("name", ["all right", "all wrong", "one problem, all right"])
-def test_without_a_sign_of_spread_the_problems_are_what_counts(name):
-    tallies = DEGENERATE[name]
-    expected = stats.binomtest(sum(t.correct == t.scored for t in tallies), len(tallies)).proportion_ci(method="wilson")
-    assert bounds(llama_eval.generalisation_interval(tallies)) == pytest.approx((expected.low, expected.high), abs=1e-9)
+@pytest.mark.parametrize(("name", "p"), [("all right", 1), ("all wrong", 0)])
+def test_without_a_sign_of_spread_the_problems_are_what_counts(name, p):
+    expected = wilson_bounds(p, 30, stats.t.ppf(0.975, 29))
+    assert bounds(llama_eval.new_problems_interval(DEGENERATE[name])) == pytest.approx(expected, abs=1e-9)
 
 
 def test_there_are_no_more_trials_than_samples():
     """Equal scores everywhere are chance: the answers are at least as uncertain as independent ones."""
-    interval = llama_eval.generalisation_interval(DEGENERATE["the same score everywhere"])
-    assert bounds(interval) == pytest.approx(wilson_bounds(0.5, 240, stats.t.ppf(0.975, 29)), abs=1e-9)
+    interval = llama_eval.new_problems_interval(DEGENERATE["the same score everywhere"])
+    assert interval.effective <= 240
 
 
 def test_accuracy_counts_what_has_a_verdict_and_nothing_else():
@@ -212,19 +221,21 @@ def test_accuracy_counts_what_has_a_verdict_and_nothing_else():
 
 def test_more_samples_of_the_same_problems_do_not_narrow_the_interval_as_new_problems_would():
     """As long as each problem gives the same each time, at least; Student's t adds for what is not known of them."""
-    once = llama_eval.summarize(run([["correct"], ["incorrect"]] * 15))["intervals"]["generalisation"]
+    once = llama_eval.summarize(run([["correct"], ["incorrect"]] * 15))["intervals"]["on_new_problems"]
     often = llama_eval.summarize(run([["correct"] * 8, ["incorrect"] * 8] * 15))
-    again = often["intervals"]["generalisation"]
+    again = often["intervals"]["on_new_problems"]
     assert again.low <= once.low
     assert once.high <= again.high
-    assert bounds(again) == pytest.approx(wilson_bounds(0.5, 29, stats.t.ppf(0.975, 29)), abs=1e-9)
+    trials = pseudo_trials([Tally(8, 8), Tally(0, 8)] * 15)
+    assert 29 < trials < 31
+    assert bounds(again) == pytest.approx(wilson_bounds(0.5, trials, stats.t.ppf(0.975, 29)), abs=1e-9)
     assert often["scored"] == 240
 
 
 def test_a_run_without_verdicts_has_no_accuracy():
     summary = llama_eval.summarize(run([["pending"], ["error"]]))
     assert (summary["accuracy"], summary["range"]) == (None, (0.0, 1.0))
-    assert summary["intervals"] == {"generalisation": None, "resampling": None}
+    assert summary["intervals"] == {"on_new_problems": None, "on_these_problems": None}
     assert (summary["avg_at_k"], summary["pass_at"], summary["maj_at_k"]) == (None, [], None)
     assert summary["problems_short_of_k"] == summary["problems"] == 2
 
@@ -233,9 +244,8 @@ def test_problems_with_many_samples_do_not_count_for_more_problems_than_there_ar
     """Three problems with 16 samples each weigh so much that 27 with one add little."""
     uneven = llama_eval.summarize(run([["correct"] * 16] * 3 + [["incorrect"]] * 27))
     even = llama_eval.summarize(run([["correct"]] * 3 + [["incorrect"]] * 27))
-    spread = 3 * (16 - 48 / 75 * 16) ** 2 + 27 * (48 / 75) ** 2
-    effective = 48 / 75 * 27 / 75 / (30 / 29 * spread / 75**2)
-    wide, narrow = (summary["intervals"]["generalisation"] for summary in (uneven, even))
+    effective = pseudo_trials([Tally(16, 16)] * 3 + [Tally(0, 1)] * 27)
+    wide, narrow = (summary["intervals"]["on_new_problems"] for summary in (uneven, even))
     told = f"Wilson, n_eff = {effective:.1f}, Student's t, df = 29"
     assert wide.method == f"clustered by problem: {told}"
     assert wide.high - wide.low > narrow.high - narrow.low
@@ -360,14 +370,14 @@ def check_console(lines, summary):
         assert shown == ["accuracy  none: no task has a verdict yet"]
         assert not any(line.startswith("samples") for line in lines)
         return
-    wide, narrow = summary["intervals"]["generalisation"], summary["intervals"]["resampling"]
-    between = f"95 % interval {percent(wide['low'])} to {percent(wide['high'])} on new problems of the kind"
+    wide, narrow = summary["intervals"]["on_new_problems"], summary["intervals"]["on_these_problems"]
+    between = f"95 % interval {percent(wide['low'])} to {percent(wide['high'])} on new problems"
     expected = [
         f"accuracy  {percent(summary['accuracy'])}  ({summary['counts']['correct']} of {summary['scored']}), {between}"
     ]
     if narrow:
         between = f"95 % interval {percent(narrow['low'])} to {percent(narrow['high'])}"
-        expected.append(f"{'':10}{between} on new samples of these problems")
+        expected.append(f"{'':10}{between} on these problems")
     if summary["scored"] < summary["tasks"]:
         low, high = map(percent, summary["range"])
         expected.append(f"{'':10}between {low} and {high} once every task has a verdict")
