@@ -378,13 +378,14 @@ FLIPS = 20_000  # of all signs, where it would take more
 class Pair(NamedTuple):
     """One problem in two runs: the share of correct samples in each, and the variance of the difference from sampling.
 
-    The latter is None where a run has one sample of it.
+    The latter is None where a run has one sample of it. `sizes` are the numbers of samples in both.
     """
 
     problem: str
     before: Fraction
     after: Fraction
     noise: Fraction | None = None
+    sizes: tuple[int, int] = (1, 1)
 
 
 class Interval(NamedTuple):
@@ -534,6 +535,74 @@ def difference(pairs: Sequence[Pair], k: int, among: int = 1) -> Difference:
     return Difference(mean, Interval(low, high), p, "McNemar's exact test" if exact and k == 1 else name, found, twice)
 
 
+GRID = 1 << 16  # steps of a proportion, where scores with unlike numbers of samples have no smaller common measure
+
+
+def within_problem_test(pairs: Sequence[Pair]) -> float:
+    """The two-sided p-value of "on these very problems, the samples of both runs are alike".
+
+    Permutes the samples of each problem between the runs (Fisher 1935, The Design of Experiments, 21): the number of
+    correct ones in B is then hypergeometric, and the distribution of the mean difference is the convolution of those
+    of the problems. With one sample of each problem this is McNemar's exact test.
+    """
+    measure = math.lcm(*(math.lcm(*pair.sizes) for pair in pairs))
+    measure = min(measure, GRID)
+    distribution, seen = {0: 1.0}, 0
+    for pair in pairs:
+        a, b = pair.sizes
+        correct = round(pair.before * a) + round(pair.after * b)
+        ways = {
+            round(measure * (Fraction(mine, b) - Fraction(correct - mine, a))): (
+                math.comb(b, mine) * math.comb(a, correct - mine) / math.comb(a + b, correct)
+            )
+            for mine in range(max(0, correct - a), min(b, correct) + 1)
+        }
+        seen += round(measure * (pair.after - pair.before))
+        if len(ways) > 1:
+            convolved: dict[int, float] = {}
+            for total, share in distribution.items():
+                for step, chance in ways.items():
+                    convolved[total + step] = convolved.get(total + step, 0.0) + share * chance
+            distribution = convolved
+    return min(1.0, math.fsum(share for total, share in distribution.items() if abs(total) >= abs(seen)))
+
+
+def error_within(pairs: Sequence[Pair], loss: float = 0.0) -> float:
+    """The standard error of the mean difference on these problems, from the spread within each of them.
+
+    The variance is no less than that of one sample in each run: problems that came out the same each time may still
+    come out another way. With a `loss` it is that expected once B has lost so much of each problem.
+    """
+    total = 0.0
+    for pair in pairs:
+        shares = (float(pair.before), max(0.0, float(pair.before) - loss) if loss else float(pair.after))
+        total += sum(s * (1 - s) / (size - 1) for s, size in zip(shares, pair.sizes, strict=True))
+    least = sum(1 / min(sizes) ** 2 for sizes in zip(*(pair.sizes for pair in pairs), strict=True))
+    return math.sqrt(max(total, least)) / len(pairs)
+
+
+def on_these_problems(pairs: Sequence[Pair], margin: float = 0.0) -> Difference | None:
+    """The difference of B from A on these very problems; None where one sample of a problem says nothing of its noise.
+
+    The interval is mean +- t SE, with the degrees of freedom of the samples within the problems. With a `margin` p is
+    that of "B is not worse by more than this", by the t test.
+    """
+    if any(min(pair.sizes) < 2 for pair in pairs):
+        return None
+    freedom = sum(sum(pair.sizes) - 2 for pair in pairs)
+    mean, error = float(sum(pair.after - pair.before for pair in pairs) / len(pairs)), error_within(pairs)
+    half = t_quantile((1 + CONFIDENCE) / 2, freedom) * error
+    p = within_problem_test(pairs)
+    if margin:
+        t = (mean + margin) / error
+        p = 1 - t_share(math.atan(abs(t) / math.sqrt(freedom)), freedom) if t < 0 else 1.0
+    found = 0.0
+    for _ in range(20):  # the loss that is found with power 0.8 has a larger error itself
+        found = (t_quantile((1 + CONFIDENCE) / 2, freedom) + t_quantile(POWER, freedom)) * error_within(pairs, found)
+    interval = Interval(max(-1.0, mean - half), min(1.0, mean + half))
+    return Difference(mean, interval, p, "within-problem permutation test, exact", min(1.0, found), None)
+
+
 class Design(NamedTuple):
     """The extent of a comparison: problems, samples of each, and the number of comparisons."""
 
@@ -562,8 +631,14 @@ def detectable(design: Design, error: float, seen: float) -> float | None:
     return min(1.0, max(found, FEWEST / (n * k)))
 
 
-def beyond(pairs: Sequence[Pair], margin: Fraction) -> float:
-    """The p-value of "B is not worse than A by more than `margin`", 1 where the interval does not say so either."""
+def beyond(pairs: Sequence[Pair], margin: Fraction, question: str = "these") -> float:
+    """The p-value of "B is not worse than A by more than `margin`", 1 where the interval does not say so either.
+
+    `question` is "these" problems, or "new" ones; of one sample of each problem both are the same.
+    """
+    these = on_these_problems(pairs, float(margin)) if question == "these" else None
+    if these:
+        return these.p if these.interval.high < -margin else 1.0
     values = [pair.after - pair.before + margin for pair in pairs]
     return sign_flip_test(values)[0] if mean_interval(values)[2] < 0 else 1.0
 
@@ -588,6 +663,21 @@ class Comparison:
     warnings: list[str]
     p_adjusted: float
     name: str = "B"
+    these: Difference | None = None  # on these very problems, where their samples tell; `difference` is on new ones
+    these_p_adjusted: float = 1.0
+
+    @property
+    def shown_on_these(self) -> bool:
+        """Whether there is a difference on these very problems beyond doubt; as on new ones with one sample of each."""
+        if self.these is None:
+            return self.shown
+        return self.these_p_adjusted < 1 - CONFIDENCE and not self.these.interval.holds(0)
+
+    @property
+    def lost_and_gained(self) -> tuple[int, int]:
+        """The number of flipped problems that B has lost, and of those that it has gained."""
+        lost = sum(pair.after < pair.before for pair in self.flipped)
+        return lost, len(self.flipped) - lost
 
     @property
     def shown(self) -> bool:
@@ -631,7 +721,9 @@ def compare(before: Run, after: Run, name: str = "B", among: int = 1) -> Compari
     if not pairs:
         raise ReportError(f"{before.path} and {after.path} cannot be compared: no problem has verdicts in both")
     found = difference(pairs, max(run.summary["k"] for run in (before, after)), among)
-    return Comparison(before, after, pairs, found, misgivings(before, after, name), found.p, name)
+    these = on_these_problems(pairs)
+    warnings = misgivings(before, after, name)
+    return Comparison(before, after, pairs, found, warnings, found.p, name, these, these.p if these else found.p)
 
 
 def pair_of(name: str, before: dict[str, Any], after: dict[str, Any]) -> Pair:
@@ -639,7 +731,7 @@ def pair_of(name: str, before: dict[str, Any], after: dict[str, Any]) -> Pair:
     shares = [Fraction(entry["correct"], entry["scored"]) for entry in (before, after)]
     more = [entry["scored"] - 1 for entry in (before, after)]
     noise = sum((s * (1 - s) / m for s, m in zip(shares, more, strict=True)), Fraction(0)) if all(more) else None
-    return Pair(name, shares[0], shares[1], noise)
+    return Pair(name, shares[0], shares[1], noise, (before["scored"], after["scored"]))
 
 
 def misgivings(before: Run, after: Run, called: str) -> list[str]:
@@ -726,12 +818,19 @@ def brief(value: object, width: int = 60) -> str:
     return one_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), width)
 
 
+def verdict_on_these(told: Comparison) -> str:
+    """The verdict of a comparison on these very problems, in a sentence."""
+    if told.shown_on_these:
+        return f"On these problems {told.name} is {'worse' if told.difference.mean < 0 else 'better'} than A."
+    return "On these problems no difference is shown."
+
+
 def verdict(told: Comparison) -> str:
-    """The verdict of a comparison, in a sentence or two."""
+    """The verdict of a comparison on new problems, in a sentence or two."""
     found = told.difference
     if told.shown:
-        return f"{told.name} is {'worse' if found.mean < 0 else 'better'} than A."
-    says = "No difference is shown, which does not mean that there is none"
+        return f"On new problems, too, {told.name} is {'worse' if found.mean < 0 else 'better'} than A."
+    says = "On new problems no difference is shown, which does not mean that there is none"
     if found.detectable is None:
         return f"{says}: so few problems cannot show one."
     if found.p < 1 - CONFIDENCE <= told.p_adjusted and not found.interval.holds(0):
@@ -1705,6 +1804,10 @@ def comparison_record(told: Comparison) -> dict[str, Any]:
         "test": found.test,
     }
     record |= {"p_holm": told.p_adjusted, "detectable": found.detectable, "flipped": len(told.flipped)}
+    record |= dict(zip(("lost", "gained"), told.lost_and_gained, strict=True))
+    these = told.these
+    record |= {"these_low": these and these.interval.low, "these_high": these and these.interval.high}
+    record |= {"these_p": these and these.p, "shown_on_these": "yes" if told.shown_on_these else "no"}
     return record | {"shown": "yes" if told.shown else "no", "warnings": "; ".join(told.warnings)}
 
 
@@ -1822,19 +1925,37 @@ def comparison_text(told: Comparison) -> str:
         means = " and ".join(map(percent, told.means))
         lines += [f"{'compared':<11} {len(told.pairs)} problems, on which the mean scores are {means}"]
     interval = f"95 % interval {points_span(*found.interval)}"
-    lines += [f"{f'{name} − A':<11} {points(found.mean)}, {interval}; {p_values(told)} ({found.test})"]
-    if found.detectable is not None:
-        lines += [f"{'detectable':<11} about {points(found.detectable, sign=False)} with a power of 80 %"]
-    lines += [f"{'verdict':<11} {verdict(told)}"]
+    lines += [f"{f'{name} − A':<11} {points(found.mean)}"]
+    lines += [f"{'on these':<11} {these_text(told)}"]
+    lines += [f"{'on new':<11} {interval}; {p_values(told)} ({found.test})"]
+    smallest = [
+        f"about {points(each.detectable, sign=False)} on {question}"
+        for question, each in (("these problems", told.these), ("new problems", found))
+        if each is not None and each.detectable is not None
+    ]
+    lines += [f"{'detectable':<11} {' and '.join(smallest)}, with a power of 80 %"] if smallest else []
+    lines += [f"{'verdict':<11} {verdict_on_these(told)} {verdict(told)}"]
     others = len(told.changed) - len(told.flipped)
     others_too = f", {others}{' more' * bool(told.flipped)} with another score" if others else ""
-    lines += [f"{'flipped':<11} {len(told.flipped) or 'none'} of {len(told.pairs)} problems{others_too}"]
+    lost, gained = told.lost_and_gained
+    both = f" ({lost} lost, {gained} gained)" if told.flipped else ""
+    lines += [f"{'flipped':<11} {len(told.flipped) or 'none'} of {len(told.pairs)} problems{both}{others_too}"]
     lines += [flip_text(told, pair) for pair in told.flipped[:FLIPS_TOLD]]
     if len(told.flipped) > FLIPS_TOLD:
         lines += [
             f"{'':11} and {len(told.flipped) - FLIPS_TOLD} more: --rows problem, or --output for a page, has them"
         ]
     return "\n".join(lines) + "\n"
+
+
+def these_text(told: Comparison) -> str:
+    """Interval and test of a comparison on these very problems."""
+    if told.these is None:
+        return "as on new problems: one sample of each says nothing of its chance"
+    p = p_text(told.these.p)
+    adjusted = f", {p_text(told.these_p_adjusted).removeprefix('p = ')} after Holm"
+    p += adjusted * (told.these_p_adjusted != told.these.p)
+    return f"95 % interval {points_span(*told.these.interval)}; {p} ({told.these.test})"
 
 
 def flip_text(told: Comparison, pair: Pair) -> str:
@@ -2045,6 +2166,8 @@ def build_parser(comparing: bool = False) -> Parser:
     if comparing:
         worse = "exit with status 4 when a run is worse than A by more than so many points, beyond doubt"
         add("--threshold", type=margin, metavar="POINTS", help=worse)
+        which = "the question that --threshold decides: these very problems, or new ones of the kind (default: these)"
+        add("--threshold-on", choices=("these", "new"), default="these", help=which)
         add("--reference", type=reference, metavar="PERCENT", help="hold each run against a published accuracy")
         add(
             "--tolerance",
@@ -2156,7 +2279,9 @@ def compare_all(runs: Sequence[Run]) -> list[Comparison]:
     others = runs[1:]
     comparisons = [compare(runs[0], run, name, len(others)) for run, name in zip(others, names(), strict=False)]
     adjusted = holm([told.difference.p for told in comparisons])
-    return [replace(told, p_adjusted=p) for told, p in zip(comparisons, adjusted, strict=True)]
+    these = holm([told.these_p_adjusted for told in comparisons])
+    both = zip(comparisons, adjusted, these, strict=True)
+    return [replace(told, p_adjusted=p, these_p_adjusted=q) for told, p, q in both]
 
 
 def guard(args: argparse.Namespace, comparisons: Sequence[Comparison], claims: Sequence[Claim]) -> int:
@@ -2164,10 +2289,11 @@ def guard(args: argparse.Namespace, comparisons: Sequence[Comparison], claims: S
     bad = 0
     if args.threshold is not None:
         limit = points(float(args.threshold), sign=False)
-        doubts = holm([beyond(told.pairs, args.threshold) for told in comparisons])
+        doubts = holm([beyond(told.pairs, args.threshold, args.threshold_on) for told in comparisons])
         for told, doubt in zip(comparisons, doubts, strict=True):
             if doubt < 1 - CONFIDENCE:
-                text = f"{told.name} is worse than A by more than {limit}, beyond doubt: {told.after.path}"
+                where = f"on {args.threshold_on} problems"
+                text = f"{told.name} is worse than A by more than {limit} {where}, beyond doubt: {told.after.path}"
                 print(text, file=sys.stderr)
                 bad = 4
     for entry in claims:

@@ -360,15 +360,20 @@ def simulated(tmp_path_factory):
     return folder
 
 
+BOTH = "On these problems {0} is worse than A. On new problems, too, {0} is worse than A."
+
+
 def test_two_real_runs_are_compared(simulated):
     done = compare("full.json", "q4.json", cwd=simulated)
     assert (done.returncode, done.stderr) == (0, "")
     assert row(done.stdout, "A").startswith("full (simulator): 90.0 %")
     assert row(done.stdout, "B").startswith("q4 (simulator): 60.0 %")
-    assert row(done.stdout, "B − A").startswith("−30.0 points, 95 % interval ")
-    assert "p < 0.0001 (sign-flip permutation test, exact)" in row(done.stdout, "B − A")
-    assert row(done.stdout, "verdict") == "B is worse than A."
-    assert re.fullmatch(r"about \d+\.\d points with a power of 80 %", row(done.stdout, "detectable"))
+    assert row(done.stdout, "B − A") == "−30.0 points"
+    assert "p < 0.0001 (sign-flip permutation test, exact)" in row(done.stdout, "on new")
+    assert "p < 0.0001 (within-problem permutation test, exact)" in row(done.stdout, "on these")
+    assert row(done.stdout, "verdict") == BOTH.format("B")
+    smallest = r"about \d+\.\d points on these problems and about \d+\.\d points on new problems, with a power of 80 %"
+    assert re.fullmatch(smallest, row(done.stdout, "detectable"))
     assert " of 30 problems" in row(done.stdout, "flipped")
     assert "WARNING" not in done.stdout
     assert not list(simulated.glob("*.html"))
@@ -435,8 +440,8 @@ def test_terminal_csv_markdown_and_page_tell_the_same(simulated, tmp_path):
     assert f"{100 * float(told['difference']):+.1f}".replace("-", "−") == "−30.0"
     low, high = (f"{100 * float(told[end]):+.1f}".replace("-", "−") for end in ("low", "high"))
     assert f"95 % interval {low} to {high} points" in done.stdout
-    assert f"95 % interval{low} to {high} points" in written
-    assert f"{100 * float(told['detectable']):.1f} points with a power" in done.stdout
+    assert f"95 % interval {low} to {high} points" in written
+    assert f"about {100 * float(told['detectable']):.1f} points on new problems, with a power" in done.stdout
     assert f"detectableabout {100 * float(told['detectable']):.1f} points" in written
     assert f"{100 * float(told['score_a']):.1f} %" in markdown
     assert markdown.count("\n") == 3
@@ -454,9 +459,11 @@ def test_the_problems_of_a_comparison_are_a_table(simulated):
 def test_a_run_compared_with_itself_shows_no_difference(simulated):
     done = compare("full.json", "full.json", cwd=simulated)
     assert done.returncode == 0
-    assert "p = 1 (sign-flip permutation test, exact)" in row(done.stdout, "B − A")
-    assert row(done.stdout, "B − A").startswith("+0.0 points")
-    assert row(done.stdout, "verdict").startswith("No difference is shown, which does not mean that there is none")
+    assert "p = 1 (sign-flip permutation test, exact)" in row(done.stdout, "on new")
+    assert "p = 1 (within-problem permutation test, exact)" in row(done.stdout, "on these")
+    assert row(done.stdout, "B − A") == "+0.0 points"
+    unknown = "On new problems no difference is shown, which does not mean that there is none"
+    assert row(done.stdout, "verdict").startswith(f"On these problems no difference is shown. {unknown}")
     assert row(done.stdout, "flipped") == "none of 30 problems"
     assert compare("full.json", "full.json", "--threshold", 0, cwd=simulated).returncode == 0
 
@@ -481,7 +488,7 @@ def test_the_exit_status_is_4_where_a_run_is_beyond_doubt_worse_by_more_than_the
     assert done.returncode == code
     last = "BC"[len(runs) - 2]
     limit = float(str(threshold).rstrip("%"))
-    told = f"{last} is worse than A by more than {limit:.1f} points, beyond doubt: q4.json\n"
+    told = f"{last} is worse than A by more than {limit:.1f} points on these problems, beyond doubt: q4.json\n"
     assert done.stderr == (told if code else "")
 
 
@@ -491,7 +498,7 @@ def test_an_undecided_difference_is_no_reason_to_fail(tmp_path):
     done = compare("a.json", "b.json", "--threshold", 0, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert row(done.stdout, "B − A").startswith("−5.0 points")
-    detectable = re.match(r"about \d+\.\d points", row(done.stdout, "detectable"))[0]
+    detectable = re.search(r"(about \d+\.\d points) on new", row(done.stdout, "detectable"))[1]
     assert f"one of {detectable} in four of five cases" in row(done.stdout, "verdict")
 
 
@@ -512,7 +519,7 @@ def test_the_threshold_holds_for_every_run_however_many_there_are(simulated):
     done = compare(*same, "q4.json", "--threshold", 5, cwd=simulated)
     verdicts = re.findall("^verdict .*", done.stdout, re.MULTILINE)
     assert len(verdicts) == 27
-    assert verdicts[-1].endswith("AB is worse than A.")
+    assert verdicts[-1].endswith(BOTH.format("AB"))
     assert (done.returncode, done.stderr.split()[0]) == (4, "AB")
 
 
@@ -521,8 +528,9 @@ def test_three_runs_are_two_comparisons_with_p_values_adjusted_for_their_number(
     save(tmp_path / "b.json", [3] * 6 + [4] * 4)
     save(tmp_path / "c.json", [2] * 8 + [4] * 2)
     done = compare("a.json", "b.json", "c.json", cwd=tmp_path)
-    assert "Holm" not in row(done.stdout, "B − A"), "the larger of the two stays as it is"
-    (p, adjusted) = re.search(r"; p = (\S+), (\S+) after Holm", row(done.stdout, "C − A")).groups()
+    first, second = re.findall(r"^on new .*", done.stdout, re.MULTILINE)
+    assert "Holm" not in first, "the larger of the two stays as it is"
+    (p, adjusted) = re.search(r"; p = (\S+), (\S+) after Holm", second).groups()
     assert (float(p), float(adjusted)) == pytest.approx((1 / 128, 2 / 128), rel=0.05)
     assert row(done.stdout, "C").startswith("c (tiny): ")
     table = list(csv.DictReader(io.StringIO(compare("a.json", "b.json", "c.json", "--csv", cwd=tmp_path).stdout)))
@@ -531,14 +539,14 @@ def test_three_runs_are_two_comparisons_with_p_values_adjusted_for_their_number(
         ("c.json", 1 / 128, 2 / 128),
     ]
     verdicts = [line for line in done.stdout.splitlines() if line.startswith("verdict")]
-    assert [line.split(maxsplit=1)[1] for line in verdicts] == ["B is worse than A.", "C is worse than A."]
+    assert [line.split(maxsplit=1)[1] for line in verdicts] == [BOTH.format("B"), BOTH.format("C")]
 
 
 def test_the_problems_that_flipped_are_named_with_what_was_answered(tmp_path):
     save(tmp_path / "a.json", [4, 3, 1, 0, 4, 2])
     save(tmp_path / "b.json", [1, 3, 4, 0, 3, 4])
     done = compare("a.json", "b.json", cwd=tmp_path)
-    assert row(done.stdout, "flipped") == "2 of 6 problems, 2 more with another score"
+    assert row(done.stdout, "flipped") == "2 of 6 problems (1 lost, 1 gained), 2 more with another score"
     assert "lost   P-0: expected 0; 0 x 4 -> 900 x 3, 0\n" in done.stdout
     assert "gained P-2: expected 2; 902 x 3, 2 -> 2 x 4\n" in done.stdout
 
@@ -753,3 +761,64 @@ def test_what_states_hold_cannot_control_the_terminal(tmp_path):
     done = compare("a.json", "b.json", cwd=tmp_path)
     assert "WARNING" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
+
+
+def counted(a, b, n, m):
+    """A problem of which `a` of `n` samples are correct in A, and `b` of `m` in B."""
+    sides = [{"correct": correct, "scored": size} for correct, size in ((a, n), (b, m))]
+    return report.pair_of("", *sides)
+
+
+def enumerated(pairs):
+    """The p-value on these problems, by going through all ways to deal out the samples of each problem."""
+    ways = []
+    for pair in pairs:
+        n, m = pair.sizes
+        correct = int(pair.before * n + pair.after * m)
+        samples = [1] * correct + [0] * (n + m - correct)
+        deals = []
+        for chosen in itertools.combinations(range(n + m), m):
+            mine = sum(samples[at] for at in chosen)
+            deals.append(Fraction(mine, m) - Fraction(correct - mine, n))
+        ways.append(deals)
+    seen = abs(sum(pair.after - pair.before for pair in pairs))
+    totals = [abs(sum(each)) for each in itertools.product(*ways)]
+    return sum(total >= seen for total in totals) / len(totals)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 3), (2, 3), (1, 1)])
+def test_the_test_on_these_problems_is_that_of_all_ways_to_deal_out_the_samples(sizes):
+    chance = random.Random(str(sizes))
+    for _ in range(15):
+        pairs = [counted(chance.randint(0, sizes[0]), chance.randint(0, sizes[1]), *sizes) for _ in range(3)]
+        assert report.within_problem_test(pairs) == pytest.approx(enumerated(pairs), rel=1e-9)
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=12))
+def test_of_one_problem_it_is_fishers_exact_test_of_the_difference(rows):
+    a, b = rows[0]
+    pair = counted(a, b, 8, 8)
+    shares = [stats.hypergeom.pmf(mine, 16, a + b, 8) for mine in range(9)]
+    expected = sum(p for mine, p in enumerate(shares) if abs(2 * mine - a - b) >= abs(b - a))
+    assert report.within_problem_test([pair]) == pytest.approx(min(1, expected), rel=1e-9)
+
+
+def test_problems_that_are_lost_are_a_loss_on_these_problems_and_too_few_for_new_ones(tmp_path):
+    save(tmp_path / "a.json", [16] * 25 + [8] * 5, k=16)
+    save(tmp_path / "b.json", [16] * 20 + [0] * 5 + [8] * 5, k=16)
+    done = compare("a.json", "b.json", "--threshold", 3, cwd=tmp_path)
+    assert row(done.stdout, "verdict").startswith("On these problems B is worse than A. On new problems no difference")
+    assert (done.returncode, "by more than 3.0 points on these problems" in done.stderr) == (4, True)
+    assert row(done.stdout, "flipped").startswith("5 of 30 problems (5 lost, 0 gained)")
+    assert compare("a.json", "b.json", "--threshold", 3, "--threshold-on", "new", cwd=tmp_path).returncode == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=2, max_size=30))
+def test_the_interval_on_these_problems_is_that_of_the_noise_within_them(rows):
+    pairs = [counted(a, b, 8, 8) for a, b in rows]
+    values = np.array([[float(pair.before), float(pair.after)] for pair in pairs])
+    variance = max((values * (1 - values) / 7).sum(), 2 / 64) / len(rows) ** 2
+    half = stats.t.ppf(0.975, 14 * len(rows)) * math.sqrt(variance)
+    mean = (values[:, 1] - values[:, 0]).mean()
+    found = report.on_these_problems(pairs)
+    assert found.interval == pytest.approx((max(-1, mean - half), min(1, mean + half)), abs=1e-9)
