@@ -141,6 +141,7 @@ class Run:
     problems: list[dict[str, Any]]
     review: list[dict[str, str]]
     samples: list[Sample]
+    until: dict[str, Any] | None
     unsaved: int
 
     @functools.cached_property
@@ -211,6 +212,7 @@ def run_of(data: dict[str, Any], path: Path) -> Run:
         problems=problems,
         review=[{"task": str(entry["task"]), "reason": str(entry["reason"])} for entry in data["review"]],
         samples=samples,
+        until=data.get("until"),
         unsaved=journal_entries(path, data.get("journal")),
     )
 
@@ -916,13 +918,19 @@ def is_amount(content: object) -> bool:
 
 
 def percent(proportion: float | None) -> str:
-    """0.8 as "80.0 %"."""
-    return "-" if proportion is None else f"{100 * proportion:.1f} %"
+    """0.8 as "80.0 %"; what is not all or nothing is not rounded to that: 0.9999 is "99.9 %"."""
+    if proportion is None:
+        return "-"
+    shown = round(100 * proportion, 1)
+    if shown == round(proportion) * 100 and 0 < proportion < 1:
+        shown = 99.9 if shown else 0.1
+    return f"{shown:.1f} %"
 
 
 def points(proportion: float, sign: bool = True) -> str:
     """-0.058 as "-5.8 points", with a real minus sign."""
-    text = f"{100 * proportion:+.1f}" if sign else f"{100 * proportion:.1f}"
+    shown = round(100 * proportion, 1) + 0.0  # of which -0.0 is none
+    text = f"{shown:+.1f}" if sign else f"{shown:.1f}"
     return f"{text.replace('-', '−')} points"
 
 
@@ -1577,6 +1585,17 @@ def score_text(entry: dict[str, Any]) -> str:
     return score + between + majority
 
 
+def gate_looks(run: Run) -> list[str]:
+    """The looks of the gate of a run at it, a line each, and its decision."""
+    until = as_object(run.until)
+    looks = [
+        f"{look['samples']} samples: {percent(look['value'])}, "
+        f"interval {span(look['low'], look['high'])}: {look['decision']}"
+        for look in until.get("looks", ())
+    ]
+    return looks if until.get("decision") or not until else [*looks, "not decided yet"]
+
+
 def provenance(run: Run) -> list[tuple[str, str]]:
     """Everything that it takes to understand the figures, or to have them again."""
     known: list[tuple[str, str]] = [
@@ -1592,8 +1611,9 @@ def provenance(run: Run) -> list[tuple[str, str]]:
         *((f"grader: {name}", brief(value)) for name, value in run.grader.items() if value is not None),
         ("answer format", str(run.prompt.get("answer_format"))),
         ("tokens", tokens_text(run.summary)),
+        *((f"gate: {as_object(run.until)['rule']}", look) for look in gate_looks(run)),
     ]
-    if all(value in (None, {}) for value in run.sampling.values()):
+    if all(value in (None, {}) for name, value in run.sampling.items() if name != "loop_stop"):
         known.append(("sampling", "the server's defaults"))
     for endpoint in run.endpoints:
         known.append(("endpoint", f"{endpoint.get('url')}: {endpoint_text(endpoint)}"))
@@ -1733,20 +1753,27 @@ def run_rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     for run in runs:
         summary, told = run.summary, run.summary["intervals"]
         intervals = [span(told[kind]["low"], told[kind]["high"]) if told[kind] else "-" for kind in told]
-        several = [pass_at_k(run), summary["maj_at_k"]] if summary["k"] > 1 else [None, None]
+        several = [pass_text(run), percent(summary["maj_at_k"])] if summary["k"] > 1 else ["-", "-"]
         means = [amount(mean_of(getattr(sample, name) for sample in run.samples)) for name in MEANS.values()]
         missing = str(summary["tasks"] - summary["scored"])
         start = [run.path.stem, one_line(run.model, 60), str(run.dataset.get("name")), run.size]
-        rows.append([*start, percent(summary["accuracy"]), *intervals, *map(percent, several), missing, *means])
+        rows.append([*start, percent(summary["accuracy"]), *intervals, *several, missing, *means])
     return [*head.split(","), *MEANS], rows
 
 
 MEANS = {"tokens/response": "tokens", "tokens/s": "speed", "seconds/response": "seconds"}
 
 
-def pass_at_k(run: Run) -> float | None:
-    """pass@k with all samples, where some problem has so many verdicts."""
-    return next((entry["score"] for entry in run.summary["pass_at"] if entry["j"] == run.summary["k"]), None)
+def pass_at_k(run: Run) -> tuple[float | None, int]:
+    """pass@k with all samples, and the number of problems that have so many verdicts."""
+    last = (entry for entry in run.summary["pass_at"] if entry["j"] == run.summary["k"])
+    return next(((entry["score"], entry["problems"]) for entry in last), (None, 0))
+
+
+def pass_text(run: Run) -> str:
+    """pass@k, with the number of problems where it is not of all of them."""
+    score, problems = pass_at_k(run)
+    return percent(score) + (f" (of {problems})" if score is not None and problems < run.summary["problems"] else "")
 
 
 def run_record(run: Run) -> dict[str, Any]:
@@ -1758,7 +1785,7 @@ def run_record(run: Run) -> dict[str, Any]:
     for kind, told in summary["intervals"].items():
         record |= {f"{kind}_{end}": told[end] if told else None for end in ("low", "high")}
     record["avg_at_k"] = summary["avg_at_k"]
-    record["pass_at_k"] = pass_at_k(run)
+    record["pass_at_k"], record["pass_at_k_problems"] = pass_at_k(run)
     record["maj_at_k"] = summary["maj_at_k"]
     record |= summary["counts"]
     record["completion_tokens"] = summary["completion_tokens"]

@@ -175,6 +175,7 @@ class Options:
     limit: int | None = None
     shard: tuple[int, int] = (1, 1)
     samples: int = 1
+    until: str | None = None
     shuffle: bool = True
     system_prompt: str | None = None
     prompt_file: str | None = None
@@ -300,6 +301,7 @@ class EvalState:
     tasks: list[Task]
     task_states: dict[str, TaskState]
     loop_stop: bool = True  # whether a response that only repeats itself is stopped
+    until: dict[str, Any] | None = None  # the rule of a gate, its looks at the run so far, and its decision
     endpoints: list[Endpoint] = field(default_factory=list)
     created: str = ""
     updated: str = ""
@@ -2917,7 +2919,7 @@ def continue_run(previous: EvalState, new: EvalState) -> EvalState:
         raise StateError(f"cannot resume with less: {dropped} tasks of the run would be left out; {advice}")
     new.task_states.update(previous.task_states)
     new.id, new.created = previous.id, previous.created
-    new.model, new.endpoints = previous.model, previous.endpoints
+    new.model, new.endpoints, new.until = previous.model, previous.endpoints, previous.until
     new.grader = merged(previous.grader, new.grader)
     return new
 
@@ -3367,8 +3369,16 @@ class Pool:
 
     def put(self, task: Task) -> None:
         """Add a task."""
-        self.ready.append(Attempt(task))
-        self.left += 1
+        with self.changed:
+            self.ready.append(Attempt(task))
+            self.left += 1
+            self.changed.notify_all()
+
+    def hold(self, more: bool) -> None:
+        """Keep the workers waiting for `more` tasks where there are none, or no longer."""
+        with self.changed:
+            self.left += 1 if more else -1
+            self.changed.notify_all()
 
     def take(self, service: Service) -> Attempt | Service | None:
         """Wait for something to do: a task, or the service itself, which is to be looked at; None at the end."""
@@ -3780,10 +3790,18 @@ class Processor:
 
     Worker threads share one backlog, so that a faster endpoint takes more of it; others grade, so that a slow grader
     holds up no endpoint. They return values; only the thread that calls `process` changes the state, writes and
-    prints. Without services, the tasks that have a response are graded and the others left alone.
+    prints. Without services, the tasks that have a response are graded and the others left alone. With `more` the
+    tasks are those that it gives, and once they are done those that it gives then, until there are none.
     """
 
-    def __init__(self, services: list[Service], grader: Grader, options: Options) -> None:
+    def __init__(
+        self,
+        services: list[Service],
+        grader: Grader,
+        options: Options,
+        more: Callable[[], list[Task]] | None = None,
+    ) -> None:
+        self.more = more
         self.services = services
         self.grader = grader
         self.options = options
@@ -3809,7 +3827,12 @@ class Processor:
         self.done.put(item)
 
     def process(
-        self, state: EvalState, file: StateFile, report: Report, warn: Callable[[str], None], tick: Tick | None = None
+        self,
+        state: EvalState,
+        file: StateFile,
+        report: Report,
+        warn: Callable[[str], None],
+        tick: Tick | None = None,
     ) -> None:
         """Run every open task of `state` to its end. However it ends, finished tasks are in `state` and on disk.
 
@@ -3818,7 +3841,9 @@ class Processor:
         endpoint has been in service for too long.
         """
         try:
-            remaining = self._start(state)
+            more = self.more
+            tasks = more() if more else state.open_tasks()
+            remaining = self._start(state, tasks, waiting=more is not None) if tasks else 0
             while remaining:
                 item = self._next(warn, tick)
                 if isinstance(item, Notice):
@@ -3829,22 +3854,34 @@ class Processor:
                 if result.grade or not result.response:
                     remaining -= 1
                     report(task, result)
+                if more and not remaining:
+                    remaining = self._queue(state, more())
+            if more and tasks:
+                self.pool.hold(more=False)
             self._finish(state, file)
         except BaseException:  # a signal may also arrive in the middle of finishing
             self._finish(state, file)
             raise
 
-    def _start(self, state: EvalState) -> int:
-        """Queue the open tasks and start the threads that work on them; returns the number of tasks."""
-        graded = 0
-        for task in state.open_tasks():
+    def _queue(self, state: EvalState, tasks: list[Task]) -> int:
+        """Queue tasks to be asked or only graded; returns their number, without those that nobody can be asked."""
+        queued = 0
+        for task in tasks:
             result = state.task_states[task.id]
             if result.response:
                 self.answered.put((task, result, result.response))
-                graded += 1
             elif self.services:
                 self.pool.put(task)
+            queued += bool(result.response or self.services)
+        return queued
+
+    def _start(self, state: EvalState, tasks: list[Task], waiting: bool) -> int:
+        """Queue tasks and start the threads that work on them and those to come; returns the number of tasks."""
+        if waiting:
+            self.pool.hold(more=True)
+        queued = self._queue(state, tasks)
         asked = self.pool.left
+        graded = queued if waiting else queued - asked
         seats = self._seats()[: max(asked, len(self.services)) if asked else 0]
         graders = min(self.grader.threads, asked + graded)
         try:
@@ -3860,7 +3897,7 @@ class Processor:
             if len(self.workers) < len(self.services):
                 raise EvalError(f"{error}: give fewer --threads, or raise the limit of processes (ulimit -u)") from None
             self._tell(f"WARNING: {error}: going on with {len(self.workers)} of {len(seats)}")
-        return asked + graded
+        return queued
 
     def _next(self, warn: Callable[[str], None], tick: Tick | None) -> Finished | Notice:
         """The next thing that a thread hands over; raises its error, and NoEndpointError after too long an outage."""
@@ -4002,8 +4039,11 @@ def comparison_line(task: Task, result: TaskState) -> str:
 
 
 def percent(proportion: float) -> str:
-    """0.8 as "80.0 %"."""
-    return f"{100 * proportion:.1f} %"
+    """0.8 as "80.0 %"; what is not all or nothing is not rounded to that: 0.9999 is "99.9 %"."""
+    shown = round(100 * proportion, 1)
+    if shown == round(proportion) * 100 and 0 < proportion < 1:
+        shown = 99.9 if shown else 0.1
+    return f"{shown:.1f} %"
 
 
 def headline(summary: dict[str, Any]) -> str:
@@ -4353,6 +4393,119 @@ def find_judge(url: str, options: Options, state: EvalState, console: Console, r
     console.note(f"judge {describe(judge)}")
 
 
+GATE_ERROR = 0.05  # the chance of a wrong decision in all looks together
+GATE_RULE = re.compile(
+    r"\s*(?:accuracy\s*>=\s*(?P<bar>[0-9.]+)|not worse than (?P<base>.+) by (?P<margin>[0-9.]+))\s*%?\s*"
+)
+PASS, FAIL, UNDECIDED = "PASS", "FAIL", "UNDECIDED"
+GATE_STATUS = {PASS: 0, FAIL: 4, UNDECIDED: 5}
+
+
+def gate_rule(text: str) -> str:
+    """A rule for --until; raises ArgumentTypeError for none."""
+    found = GATE_RULE.fullmatch(text)
+    number = found and (found["bar"] or found["margin"])
+    if not (number and re.fullmatch(r"[0-9]+(\.[0-9]+)?", number) and float(number) <= 100):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither 'accuracy >= 85' nor 'not worse than BASE.json by 3'")
+    return text.strip()
+
+
+class Gate:
+    """Decides a rule on a run while that goes on: it looks after 2, 4, 8, ... samples of every problem.
+
+    Each look compares an interval on these problems with the bar. The chance of error is shared out evenly over the
+    looks (Bonferroni), which holds however they depend on each other: so it is at most GATE_ERROR in all.
+    """
+
+    def __init__(self, rule: str, state: EvalState, say: Callable[[str], None]) -> None:
+        found = GATE_RULE.fullmatch(rule)
+        assert found  # noqa: S101 - `gate_rule` has seen to it
+        self.state = state
+        self.say = say
+        samples = sample_count(state)
+        self.looks = [look for look in powers_up_to(samples) if look > 1]
+        self.bar = float(found["bar"] or 0) / 100
+        self.margin = float(found["margin"] or 0) / 100
+        self.base = base_tallies(Path(found["base"]), state) if found["base"] else None
+        self.given: set[str] = set()
+        self.told: list[dict[str, Any]] = []
+        state.until = {"rule": rule, "looks": self.told, "decision": None}
+
+    def more(self) -> list[Task]:
+        """The tasks that are to be done before the next look; none once the rule is decided, or no look is left."""
+        for look in self.looks[len(self.told) :]:
+            tasks = [task for task in self.state.open_tasks() if task.sample < look and task.id not in self.given]
+            if tasks:
+                self.given |= {task.id for task in tasks}
+                return tasks
+            decision = self.look(look)
+            if decision != UNDECIDED or look == self.looks[-1]:
+                self.state.until = {**(self.state.until or {}), "decision": decision}
+                return []
+        return []
+
+    def look(self, samples: int) -> str:
+        """The decision after so many samples of every problem, which is told and kept."""
+        tallies = tallies_of(self.state, samples)
+        quantile = 1 - GATE_ERROR / 2 / len(self.looks)
+        value, low, high = (
+            accuracy_within(tallies, quantile) if self.base is None else difference_within(self.base, tallies, quantile)
+        )
+        bar = self.bar if self.base is None else -self.margin
+        decision = PASS if low >= bar else FAIL if high < bar else UNDECIDED
+        self.told.append({"samples": samples, "value": value, "low": low, "high": high, "decision": decision})
+        what = "accuracy" if self.base is None else "difference"
+        number, level = f"look {len(self.told)} of {len(self.looks)}", percent(2 * quantile - 1)
+        interval = f"{percent(low)} to {percent(high)}"
+        self.say(f"{number}: {samples} samples, {what} {percent(value)}, {level} interval {interval}: {decision}")
+        return decision
+
+
+def tallies_of(state: EvalState, samples: float = math.inf) -> dict[str, Tally]:
+    """By problem, the tally of its first samples with a verdict, where it has at least two."""
+    verdicts: dict[str, list[bool]] = {}
+    for task in state.tasks:
+        status = state.task_states[task.id].status
+        if task.sample < samples and status in SCORED:
+            verdicts.setdefault(task.problem, []).append(status == "correct")
+    return {name: Tally(sum(given), len(given)) for name, given in verdicts.items() if len(given) > 1}
+
+
+def base_tallies(path: Path, state: EvalState) -> dict[str, Tally]:
+    """The tallies of the run in a file on the problems that `state` asks, too; raises StateError for none."""
+    base = load_state(path, announce)
+    asked = {(task.problem, task.question, task.expected) for task in state.tasks}
+    same = {task.problem for task in base.tasks if (task.problem, task.question, task.expected) in asked}
+    tallies = {name: tally for name, tally in tallies_of(base).items() if name in same}
+    if not tallies:
+        raise StateError(f"{path} has no problem of this run with two samples or more: it cannot be compared with")
+    return tallies
+
+
+def accuracy_within(tallies: dict[str, Tally], quantile: float) -> tuple[float, float, float]:
+    """The accuracy on these problems and the ends of its interval, up to a quantile."""
+    given = list(tallies.values())
+    interval = these_problems_interval(given) if given else None
+    if interval is None or interval.effective is None:
+        return 0.0, 0.0, 1.0
+    scored = sum(tally.scored for tally in given)
+    p = sum(tally.correct for tally in given) / scored
+    return p, *wilson_interval(p, interval.effective, t_quantile(quantile, scored - len(given)))
+
+
+def difference_within(before: dict[str, Tally], after: dict[str, Tally], quantile: float) -> tuple[float, float, float]:
+    """The mean difference of score on the problems of both, and the ends of its interval, up to a quantile."""
+    pairs = [(before[name], after[name]) for name in before if name in after]
+    if not pairs:
+        return 0.0, -1.0, 1.0
+    variance = sum(t.correct * (t.scored - t.correct) / t.scored**2 / (t.scored - 1) for pair in pairs for t in pair)
+    least = sum(1 / min(tally.scored for tally in side) ** 2 for side in zip(*pairs, strict=True))
+    mean = sum(b.correct / b.scored - a.correct / a.scored for a, b in pairs) / len(pairs)
+    freedom = sum(tally.scored - 1 for pair in pairs for tally in pair)
+    half = t_quantile(quantile, freedom) * math.sqrt(max(variance, least)) / len(pairs)
+    return mean, max(-1.0, mean - half), min(1.0, mean + half)
+
+
 def run_open_tasks(
     options: Options, state: EvalState, grader: Grader, file: StateFile, console: Console
 ) -> BaseException | None:
@@ -4362,7 +4515,8 @@ def run_open_tasks(
             find_judge(options.judge_endpoint, options, state, console, required=not services)
         grader.settings = state.grader
         file.save(state)  # a place that cannot be written is found out before the first request
-        processor = Processor(services, grader, options)
+        more = Gate(options.until, state, console.say).more if options.until else None
+        processor = Processor(services, grader, options, more)
         try:
             console.start()
             processor.process(state, file, console.task, console.warn, console.tick)
@@ -4386,6 +4540,9 @@ def evaluate(options: Options, argv: list[str]) -> int:
         check_output(output, options.resume, options.overwrite)  # another process may have just made it
         if options.resume:
             state = continue_run(load_state(output, announce), state)
+            if options.until and state.until and options.until != state.until["rule"]:
+                raise StateError(f"cannot resume with another rule: --until was {brief(state.until['rule'])}")
+            state.until = state.until if options.until else None
         elif file.behind and not output.exists():
             keep_aside(file.journal_path, announce)
         console = Console(state, options)
@@ -4476,11 +4633,21 @@ def conclude(console: Console, output: Path, started: float, more: dict[str, str
     console.say(summary_text(state, time.monotonic() - started, output, more))
     if end:
         raise end
+    if state.until and state.until["decision"]:
+        return GATE_STATUS[state.until["decision"]]
     return 3 if state.open_tasks() else 1 if more.get("report", "").startswith(NO_REPORT) else 0
+
+
+def gate_text(until: dict[str, Any]) -> str:
+    """The decision of a gate in a line."""
+    last = until["looks"][-1]["samples"] if until["looks"] else 0
+    return f"{until['decision']} after {last} samples of each problem: {until['rule']}"
 
 
 def next_step(state: EvalState, argv: list[str], output: Path) -> dict[str, str]:
     """The next thing to do with a run, and the command that does it."""
+    if state.until and state.until["decision"]:
+        return {"decision": gate_text(state.until)}
     if state.open_tasks():
         return {"resume": resume_command(argv, output)}
     return {"extend": resume_command(argv, output, samples=2 * sample_count(state))}
@@ -4673,6 +4840,8 @@ def add_what_options(add: Callable[..., Any]) -> None:
     parts = "only the problems of part I of N, for as many processes or machines; --merge joins them"
     add("--shard", type=shard, metavar="I/N", help=parts)
     add("--samples", type=whole_number(1, 10_000), metavar="K", help="answers to each problem (default: 1)")
+    gated = "stop as soon as this is sure: 'accuracy >= 85', or 'not worse than BASE.json by 3'; exit status 0, 4 or 5"
+    add("--until", type=gate_rule, metavar="RULE", help=gated)
     kept = "keep the options of multiple choices in the order of the dataset"
     add("--no-shuffle", dest="shuffle", action="store_false", help=kept)
     add("--system-prompt", metavar="TEXT", help="a system message before the question")
@@ -4768,6 +4937,8 @@ def parse_arguments(argv: list[str]) -> Options:
         refuse_all_but("regrade", given, f"--regrade, which only grades what {given['regrade']} holds")
     sampling = Sampling(**{name: given.pop(name) for name in SAMPLERS & given.keys()})
     options = check_grading(check_servers(Options(**given, sampling=sampling)))
+    if options.until and options.samples == 1:
+        raise UsageError("--until needs --samples of 2 or more: it looks after 2, 4, 8, ... of each problem")
     if options.resume and options.output is None and options.regrade is None:
         raise UsageError("--resume needs the --output FILE of the run to continue")
     forms = {"response_format", "grammar", "json_schema"} & sampling.extra_body.keys()

@@ -8,6 +8,7 @@ import copy
 import csv
 import gzip
 import html
+import io
 import json
 import os
 import re
@@ -825,3 +826,23 @@ def test_a_report_leaves_no_file_of_its_own_and_follows_no_link(tmp_path):
     report.write(page, ["text"])
     assert (precious.read_text(), page.read_text()) == ("mine", "text")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "precious"]
+
+
+@pytest.mark.parametrize(
+    ("proportion", "text"),
+    [(1999 / 2000, "99.9 %"), (1, "100.0 %"), (1 / 4000, "0.1 %"), (0, "0.0 %"), (0.99951, "99.9 %"), (0.8, "80.0 %")],
+)
+def test_only_all_is_100_percent_and_only_nothing_is_0(proportion, text):
+    assert report.percent(proportion) == llama_eval.percent(proportion) == text
+
+
+def test_there_is_no_negative_zero():
+    assert (report.points(-0.0001), report.points(-0.0001, sign=False)) == ("+0.0 points", "0.0 points")
+
+
+def test_pass_at_k_says_over_how_many_problems_it_is(tmp_path):
+    verdicts = {"P-1": ["correct", "correct"], "P-2": ["correct", "error"]}
+    save(tmp_path / "run.json", {name: [task(status) for status in given] for name, given in verdicts.items()})
+    assert "100.0 % (of 1)" in run_report("run.json", "--markdown", cwd=tmp_path).stdout
+    (row_,) = csv.DictReader(io.StringIO(run_report("run.json", "--csv", cwd=tmp_path).stdout))
+    assert (row_["pass_at_k"], row_["pass_at_k_problems"]) == ("1.0", "1")

@@ -85,7 +85,7 @@ def test_the_file_holds_what_it_takes_to_understand_the_run(tmp_path):
     data = json.loads(path.read_text("utf-8"))
     about = (
         "schema_version journal id tool created updated dataset model endpoints sampling grader prompt loop_stop"
-        " summary review"
+        " until summary review"
     )
     assert set(data) == {*about.split(), "problems", "tasks", "task_states"}
     assert data["dataset"]["name"] == "d"

@@ -358,7 +358,9 @@ def test_the_order_of_the_problems_changes_nothing(samples, data):
 
 
 def percent(proportion):
-    return f"{100 * proportion:.1f} %"
+    """As the console has it: what is not all or nothing is not rounded to that."""
+    text = f"{100 * proportion:.1f} %"
+    return {"100.0 %": "99.9 %", "0.0 %": "0.1 %"}.get(text, text) if 0 < proportion < 1 else text
 
 
 def check_console(lines, summary):
