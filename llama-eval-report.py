@@ -141,7 +141,7 @@ class Run:
     problems: list[dict[str, Any]]
     review: list[dict[str, str]]
     samples: list[Sample]
-    until: dict[str, Any] | None
+    gate: list[tuple[str, str]]  # its rule, and each of its looks
     unsaved: int
 
     @functools.cached_property
@@ -212,7 +212,7 @@ def run_of(data: dict[str, Any], path: Path) -> Run:
         problems=problems,
         review=[{"task": str(entry["task"]), "reason": str(entry["reason"])} for entry in data["review"]],
         samples=samples,
-        until=data.get("until"),
+        gate=gate_of(data.get("until")),
         unsaved=journal_entries(path, data.get("journal")),
     )
 
@@ -258,6 +258,18 @@ def journal_entries(path: Path, name: str | None) -> int:
         return 0
     prefix = json.dumps({"journal": name}).removesuffix("}").encode()
     return sum(line.startswith(prefix) for line in lines)
+
+
+def gate_of(until: Any) -> list[tuple[str, str]]:
+    """The looks of the gate of a run at it, a line each under its rule; raises KeyError, TypeError or ValueError."""
+    if until is None:
+        return []
+    looks = [
+        f"{as_count(look['samples'])} samples: {percent(float(look['value']))}, "
+        f"interval {span(float(look['low']), float(look['high']))}: {look['decision']}"
+        for look in until["looks"]
+    ]
+    return [(f"gate: {until['rule']}", look) for look in (looks if until["decision"] else [*looks, "not decided yet"])]
 
 
 def summary_of(data: dict[str, Any]) -> dict[str, Any]:
@@ -1585,17 +1597,6 @@ def score_text(entry: dict[str, Any]) -> str:
     return score + between + majority
 
 
-def gate_looks(run: Run) -> list[str]:
-    """The looks of the gate of a run at it, a line each, and its decision."""
-    until = as_object(run.until)
-    looks = [
-        f"{look['samples']} samples: {percent(look['value'])}, "
-        f"interval {span(look['low'], look['high'])}: {look['decision']}"
-        for look in until.get("looks", ())
-    ]
-    return looks if until.get("decision") or not until else [*looks, "not decided yet"]
-
-
 def provenance(run: Run) -> list[tuple[str, str]]:
     """Everything that it takes to understand the figures, or to have them again."""
     known: list[tuple[str, str]] = [
@@ -1611,7 +1612,7 @@ def provenance(run: Run) -> list[tuple[str, str]]:
         *((f"grader: {name}", brief(value)) for name, value in run.grader.items() if value is not None),
         ("answer format", str(run.prompt.get("answer_format"))),
         ("tokens", tokens_text(run.summary)),
-        *((f"gate: {as_object(run.until)['rule']}", look) for look in gate_looks(run)),
+        *run.gate,
     ]
     if all(value in (None, {}) for name, value in run.sampling.items() if name != "loop_stop"):
         known.append(("sampling", "the server's defaults"))
