@@ -657,6 +657,90 @@ def beyond(pairs: Sequence[Pair], margin: Fraction, question: str = "these") -> 
     return sign_flip_test(values)[0] if mean_interval(values)[2] < 0 else 1.0
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The extent of a comparison that finds a `loss` with power 0.8, from a run A like this one.
+
+    `these` is the number of samples of each problem, in both runs, that it takes on these problems; `new` the one on
+    new problems if the loss is spread over all of them, `new_whole` if it is of whole problems; None where none does.
+    `more_problems` are as many as it takes in that case, however often each is asked. `known` says whether the run
+    tells of the spread within its problems.
+    """
+
+    loss: float
+    these: int
+    new: int | None
+    new_whole: int | None
+    more_problems: int
+    known: bool
+
+
+def plan(run: Run, loss: float) -> Plan:
+    """The Plan for a loss as a proportion; raises ReportError for a run that it cannot be taken from.
+
+    Inverts d = (t + t') SE (Miller 2024, arXiv 2411.00640, 5), with the normal quantiles: on these problems SE^2 is the
+    variance of a sample within its problem, over n k, in both runs; on new problems that of the loss between the
+    problems, over n, comes on top, and does not shrink with k.
+    """
+    entries = [entry for entry in run.problems if entry["scored"]]
+    if not entries:
+        raise ReportError(f"{run.path}: none of its tasks has a verdict, so nothing can be planned from it")
+    n, p = len(entries), sum(entry["score"] for entry in entries) / len(entries)
+    if not 0 < loss < p:
+        raise ReportError(f"{run.path}: an accuracy of {percent(p)} cannot fall by {points(loss, sign=False)}")
+    several = [entry for entry in entries if entry["scored"] > 1]
+    spreads = [e["score"] * (1 - e["score"]) * e["scored"] / (e["scored"] - 1) for e in several]
+    within = sum(spreads) / len(spreads) if spreads else p * (1 - p)  # at the most, where nothing is known
+    after = max(0.0, within + loss * (2 * p - 1) - loss**2)
+    normal = statistics.NormalDist()
+    quantiles = (normal.inv_cdf((1 + CONFIDENCE) / 2) + normal.inv_cdf(POWER)) ** 2
+    squares = max(p * p, sum(entry["score"] ** 2 for entry in entries) / n - within / run.summary["k"])
+    evenly = (loss / p) ** 2 * (squares - p * p)  # the variance of a loss in proportion to each score
+    whole = max(0.0, squares * loss / p - loss**2)  # that of a share loss / p of the problems which is lost for good
+
+    def samples(between: float) -> int | None:
+        room = n * loss**2 / quantiles - between
+        return max(2, math.ceil((within + after) / room)) if room > 0 else None
+
+    fewest = math.ceil(FEWEST * p / loss)  # problems, of which so many are lost
+    return Plan(
+        loss,
+        samples(0.0) or 2,
+        samples(evenly),
+        samples(whole) if n >= fewest else None,
+        max(fewest, math.ceil(quantiles * whole / loss**2)),
+        bool(spreads),
+    )
+
+
+def plan_text(run: Run, told: Plan) -> str:
+    """A plan for the terminal."""
+    n, k = len(run.problems), run.summary["k"]
+    times = [(s.started, s.finished) for s in run.samples if s.started and s.finished]
+    took = max(end for _, end in times) - min(begin for begin, _ in times) if times else 0.0
+    seconds = took / len(times) if times else 0.0
+
+    def extent(samples: int | None) -> str:
+        if samples is None:
+            return f"no number of samples of these {n} problems"
+        minutes = samples * n * seconds / 60
+        long = f"{minutes / 60:.1f} hours" if minutes >= 60 else f"{max(1, round(minutes))} min"
+        hours = f", about {long} a run at the speed of this one" if seconds else ""
+        return f"{samples} samples of each problem in both runs{hours}"
+
+    lines = [
+        f"{'run':<11} {label(run)}: {percent(run.summary['accuracy'])}, {run.size}",
+        f"{'to find':<11} a loss of {points(told.loss, sign=False)}, in four of five cases, at the 5 % level",
+        f"{'on these':<11} {extent(told.these)}",
+        f"{'on new':<11} {extent(told.new)}, if it is spread over all problems",
+        f"{'':<11} {extent(told.new_whole)}, if whole problems are lost: "
+        f"about {told.more_problems} problems let it be seen, however often each is asked",
+    ]
+    if not told.known:
+        lines.append(f"{'note':<11} from {k} sample of each problem the spread is not known: these are upper bounds")
+    return "\n".join(lines) + "\n"
+
+
 def holm(values: Sequence[float]) -> list[float]:
     """p-values adjusted for their number (Holm 1979, Scandinavian Journal of Statistics 6:65), in the same order."""
     adjusted, running = [0.0] * len(values), 0.0
@@ -2173,7 +2257,10 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser(comparing: bool = False) -> Parser:
     """The parser of `compare`, or of everything else."""
-    epilog = None if comparing else "llama-eval-report.py compare A.json B.json ... compares runs; see its own --help"
+    others = (
+        "compare A.json B.json ... compares runs, plan A.json --detect 3 says what finds a loss; see their own --help"
+    )
+    epilog = None if comparing else f"llama-eval-report.py {others}"
     description = (
         "Tell whether a run is worse than another one on the same problems."
         if comparing
@@ -2208,6 +2295,23 @@ def build_parser(comparing: bool = False) -> Parser:
         add("--watch", type=seconds_of, nargs="?", const=5.0, metavar="SECONDS", help=again)
     add("--version", action="version", version=f"llama-eval-report {VERSION}")
     return parser
+
+
+def plan_parser() -> Parser:
+    """The parser of `plan`."""
+    description = "Say how many samples it takes to find a loss, from a run like the one it is to be held against."
+    parser = Parser(prog="llama-eval-report.py plan", description=description, allow_abbrev=False)
+    parser.add_argument("state", type=Path, metavar="STATE.json", help="the state of a run, as llama-eval.py writes it")
+    lost = "the loss to be found, in points of accuracy"
+    parser.add_argument("--detect", type=margin, metavar="POINTS", required=True, help=lost)
+    return parser
+
+
+def plan_run(args: argparse.Namespace) -> int:
+    """Print the plan for a loss; returns the exit status."""
+    run = read_run(args.state)
+    print(printable(plan_text(run, plan(run, float(args.detect)))), end="")
+    return 0
 
 
 def show(args: argparse.Namespace) -> int:
@@ -2342,9 +2446,9 @@ def main(argv: list[str] | None = None) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has SIGHUP
             signal.signal(number, lambda number, _: sys.exit(128 + number))  # takes a half-written file away
     try:
-        comparing = argv[:1] == ["compare"]
-        args = build_parser(comparing).parse_args(argv[comparing:])
-        code = compare_runs(args) if comparing else show(args)
+        comparing, planning = argv[:1] == ["compare"], argv[:1] == ["plan"]
+        args = (plan_parser() if planning else build_parser(comparing)).parse_args(argv[comparing or planning :])
+        code = plan_run(args) if planning else compare_runs(args) if comparing else show(args)
         sys.stdout.flush()
         return code
     except ReportError as error:

@@ -822,3 +822,51 @@ def test_the_interval_on_these_problems_is_that_of_the_noise_within_them(rows):
     mean = (values[:, 1] - values[:, 0]).mean()
     found = report.on_these_problems(pairs)
     assert found.interval == pytest.approx((max(-1, mean - half), min(1, mean + half)), abs=1e-9)
+
+
+def planned(folder, correct, loss, k=8):
+    save(folder / "run.json", correct, k=k)
+    return report.plan(report.read_run(folder / "run.json"), loss)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", [0.05, 0.1])
+def test_a_plan_has_the_power_that_it_claims(tmp_path, loss):
+    """On these problems, by simulation: a loss of the planned size is found in about four of five cases."""
+    chances = np.array([0.95] * 10 + [0.7] * 6 + [0.4] * 4)
+    found = planned(tmp_path, [round(40 * chance) for chance in chances], loss, k=40)
+    chance, k, runs = np.random.default_rng(5), found.these, 250
+    lower = chances * (1 - loss / chances.mean())
+    shown = 0
+    for _ in range(runs):
+        a, b = chance.binomial(k, chances).tolist(), chance.binomial(k, lower).tolist()
+        pairs = [counted(x, y, k, k) for x, y in zip(a, b, strict=True)]
+        these = report.on_these_problems(pairs)
+        shown += these.p < 0.05 and these.interval.high < 0
+    assert 0.72 < shown / runs < 0.88
+
+
+def test_a_plan_says_what_more_samples_can_do_and_what_they_cannot(tmp_path):
+    told = planned(tmp_path, [8] * 20 + [4] * 6 + [0] * 4, 0.03)
+    assert told.known
+    assert told.these > 2
+    assert told.new >= told.these
+    assert told.new_whole is None, "3 points of 30 problems are not one whole problem"
+    assert told.more_problems > 100
+    larger = planned(tmp_path, [8] * 20 + [4] * 6 + [0] * 4, 0.1)
+    assert larger.these < told.these
+    once = planned(tmp_path, [1] * 20 + [0] * 10, 0.03, k=1)
+    assert not once.known
+    assert once.these > told.these
+
+
+def test_a_plan_is_printed_and_refused_where_there_is_none(tmp_path):
+    save(tmp_path / "run.json", [8] * 20 + [4] * 6 + [0] * 4, k=8)
+    done = run_report("plan", "run.json", "--detect", 3, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^on these +\d+ samples of each problem in both runs", done.stdout, re.MULTILINE)
+    assert re.search(r"no number of samples of these 30 problems, if whole problems are lost: about \d+", done.stdout)
+    for points in (0, 99):
+        told = run_report("plan", "run.json", "--detect", points, cwd=tmp_path)
+        assert (told.returncode, "cannot fall by" in told.stderr) == (1, True)
+    assert run_report("plan", "run.json", cwd=tmp_path).returncode == 2

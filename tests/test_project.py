@@ -52,7 +52,8 @@ def test_the_evaluator_brings_along_what_the_scripts_that_it_starts_need(script)
 def actions(script):
     """Every option of a script, by each of its flags."""
     module = load(script)
-    parsers = [module.build_parser(), *([module.build_parser(comparing=True)] if script == REPORT else [])]
+    more = [module.build_parser(comparing=True), module.plan_parser()] if script == REPORT else []
+    parsers = [module.build_parser(), *more]
     return {flag: action for parser in parsers for action in parser._actions for flag in action.option_strings}
 
 
