@@ -31,6 +31,7 @@ bench: $(VENV)/development
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/matching.py
 	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python benchmarks/comparison.py
 	$(BIN)/python benchmarks/gate.py
 	$(BIN)/python benchmarks/report.py
 

@@ -428,6 +428,7 @@ class Difference:
     test: str
     detectable: float | None
     detectable_twice: float | None
+    detectable_whole: float | None = None  # where whole problems are lost, not a part of each
 
 
 def t_share(angle: float, freedom: int) -> float:
@@ -546,7 +547,22 @@ def difference(pairs: Sequence[Pair], k: int, among: int = 1) -> Difference:
         noise = float(sum(noises)) / len(noises) ** 2 / 2
         less = math.sqrt(max(error**2 - noise, noise))
         twice = detectable(Design(len(values), 2 * k, among), less, abs(mean))
-    return Difference(mean, Interval(low, high), p, "McNemar's exact test" if exact and k == 1 else name, found, twice)
+    test = "McNemar's exact test" if exact and k == 1 else name
+    whole = detectable_whole(pairs, among) if found is not None else None
+    return Difference(mean, Interval(low, high), p, test, found, twice, whole)
+
+
+def detectable_whole(pairs: Sequence[Pair], among: int) -> float | None:
+    """The smallest loss of whole problems that a comparison finds on new problems; None where no loss is so large.
+
+    It is a step: the permutation test finds hardly any loss of fewer problems than it takes to reach 5 %, six for a
+    single comparison, and nearly every one of as many. They are worth the score of problems that can be lost.
+    """
+    n, scores = len(pairs), [float(pair.before) for pair in pairs]
+    fewest = math.ceil(1 + math.log2(among / (1 - CONFIDENCE)))
+    worth = sum(score**2 for score in scores) / sum(scores) if any(scores) else 0.0
+    found = fewest * worth / n
+    return found if 0 < found < sum(scores) / n else None
 
 
 GRID = 1 << 16  # steps of a proportion, where scores with unlike numbers of samples have no smaller common measure
@@ -1923,6 +1939,25 @@ def comparison_record(told: Comparison) -> dict[str, Any]:
     return record | {"shown": "yes" if told.shown else "no", "warnings": "; ".join(told.warnings)}
 
 
+Table = tuple[list[str], list[list[str]]]  # the titles of a table for people, and its rows
+
+
+def comparison_rows(comparisons: Sequence[Comparison]) -> Table:
+    """A table for people, with one comparison in a row: to be pasted into a pull request."""
+    head = ["A", "B", "B − A", "on these problems", "on new problems", "lost", "gained", "verdict"]
+    rows = []
+    for told in comparisons:
+        found = told.difference
+        names = [
+            f"{label(run)}: {percent(mean)}" for run, mean in zip((told.before, told.after), told.means, strict=True)
+        ]
+        new = f"95 % interval {points_span(*found.interval)}; {p_values(told)}"
+        lost, gained = told.lost_and_gained
+        verdicts = f"{verdict_on_these(told)} {verdict(told)}"
+        rows.append([*names, points(found.mean), these_text(told), new, str(lost), str(gained), verdicts])
+    return head, rows
+
+
 def claim_record(told: Claim) -> dict[str, Any]:
     """A run against a reference as a record for programs."""
     record: dict[str, Any] = {"file": str(told.run.path), "accuracy": told.run.summary["accuracy"]}
@@ -1998,7 +2033,7 @@ def as_markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def escaped(cell: str) -> str:
     """A cell of a Markdown table, in which nothing is markup, nor mentions anybody."""
-    return re.sub(r"([\\`*_\[\]|<>&~$#])", r"\\\1", one_line(cell, 200)).replace("@", "@\u200b")
+    return re.sub(r"([\\`*_\[\]|<>&~$#])", r"\\\1", one_line(cell, 400)).replace("@", "@\u200b")
 
 
 def as_text(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -2041,7 +2076,7 @@ def comparison_text(told: Comparison) -> str:
     lines += [f"{'on these':<11} {these_text(told)}"]
     lines += [f"{'on new':<11} {interval}; {p_values(told)} ({found.test})"]
     smallest = [
-        f"about {points(each.detectable, sign=False)} on {question}"
+        f"about {points(each.detectable, sign=False)} on {question}{whole_text(each)}"
         for question, each in (("these problems", told.these), ("new problems", found))
         if each is not None and each.detectable is not None
     ]
@@ -2058,6 +2093,14 @@ def comparison_text(told: Comparison) -> str:
             f"{'':11} and {len(told.flipped) - FLIPS_TOLD} more: --rows problem, or --output for a page, has them"
         ]
     return "\n".join(lines) + "\n"
+
+
+def whole_text(found: Difference) -> str:
+    """What is detectable where whole problems are lost, if that is much more than where a part of each is."""
+    whole, evenly = found.detectable_whole, found.detectable
+    if whole is None or evenly is None or whole < 1.2 * evenly:
+        return ""
+    return f" (about {points(whole, sign=False)} where whole problems are lost)"
 
 
 def these_text(told: Comparison) -> str:
@@ -2193,11 +2236,10 @@ def stamp_of(path: Path) -> tuple[int, ...]:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def emit(
-    args: argparse.Namespace, records: Sequence[dict[str, Any]], people: tuple[list[str], list[list[str]]]
-) -> None:
-    """Write a table in the form that is asked for."""
-    text = as_csv(records) if args.csv else as_markdown(*people) if args.markdown else as_text(*people)
+def emit(args: argparse.Namespace, records: Sequence[dict[str, Any]], tables: Sequence[Table]) -> None:
+    """Write what is asked for: `records` as CSV, or `tables` in Markdown or as text."""
+    form = as_markdown if args.markdown else as_text
+    text = as_csv(records) if args.csv else "\n".join(form(*table) for table in tables)
     write(args.output, [text])
     if args.output:
         print(one_line(args.output, 1000))
@@ -2330,7 +2372,7 @@ def show(args: argparse.Namespace) -> int:
             "task": task_records,
         }
         records = [record for run in runs for record in makers[args.rows](run)]
-        emit(args, records, run_rows(runs) if args.rows == "run" else formatted(records))
+        emit(args, records, [run_rows(runs) if args.rows == "run" else formatted(records)])
         return 0
     state = args.states[0]
     output = args.output or state.with_suffix(".html")
@@ -2368,16 +2410,14 @@ def compare_runs(args: argparse.Namespace) -> int:
 
 def comparison_table(
     args: argparse.Namespace, comparisons: Sequence[Comparison], claims: Sequence[Claim]
-) -> tuple[list[dict[str, Any]], tuple[list[str], list[list[str]]]]:
-    """The table that is asked for: of the problems, of the runs against the reference, or of the comparisons."""
+) -> tuple[list[dict[str, Any]], list[Table]]:
+    """What is asked for, as records for programs and as tables for people: problems, or comparisons and claims."""
     if args.rows == "problem":
         records = [record for told in comparisons for record in pair_records(told)]
-    elif claims:
-        records = [claim_record(told) for told in claims]
-        return records, claim_rows(claims)
-    else:
-        records = [comparison_record(told) for told in comparisons]
-    return records, formatted(records)
+        return records, [formatted(records)]
+    records = [comparison_record(told) for told in comparisons] + [claim_record(told) for told in claims]
+    tables = [comparison_rows(comparisons)] if comparisons else []
+    return records, tables + ([claim_rows(claims)] if claims else [])
 
 
 def check_form(args: argparse.Namespace) -> None:
