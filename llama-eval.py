@@ -456,9 +456,8 @@ MAX_ANSWER = 2000  # characters; a longer "answer" is an essay, not a number
 UNICODE_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")  # of JSON
 INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 FOREIGN_DIGIT = re.compile(r"[^\D0-9]")
-WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | dict.fromkeys(
-    map(ord, "−﹣"), "-"
-)  # the full-width forms of ASCII
+WIDE: dict[int, int | str] = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # the full-width forms of ASCII
+WIDE |= {ord("−"): "-", ord("﹣"): "-", ord("।"): "."}
 SIGN = re.compile(r"(?<![\w)\]}])[\u2010-\u2013](?=\}?[0-9])")  # the dashes that stand for a minus
 DIGIT_GAP = re.compile(
     r"(?<=[0-9])(?:['’_٬\u2005\u2007\u2009]|(?:\{,\}|,?(?:\\[,:;! ]|[~\u00a0\u202f])+))(?=[0-9]{3}(?![0-9]))"
@@ -473,7 +472,7 @@ LAYOUT = re.compile(
     r"|(?<![\w)])[*_]+(?=\S)|(?<=\S)[*_]+(?![\w({\\])"
 )
 DRESS = re.compile(
-    r"\\(?:left|right|displaystyle|textstyle|quad|qquad|hfill|hspace|phantom|degree|circ|checkmark|textdollar|pounds|euro|[bB]igg?[lr]?"
+    r"\\(?:left|right|displaystyle|textstyle|scriptstyle|quad|qquad|hfill|hspace|phantom|degree|circ|checkmark|textdollar|pounds|euro|[bB]igg?[lr]?"
     r"|begingroup|endgroup)(?![a-zA-Z])|\\[,;:!()\[\] ]|\^(?=\s*(?:st|nd|rd|th)\b)"
     r"|(?:\^\s*(?:\\circ|°|∘)|°)(?:\s*[CF](?![a-zA-Z]))?|\\?[%$&]"
     r"""|[~`€£¥₹₽₩"“”✓✅]"""
@@ -540,7 +539,7 @@ OPTION = re.compile(
 )
 LONE_LETTER = re.compile(r"(?<![a-zA-Z0-9_\\-])[(\[]?([A-J])(?![a-zA-Z0-9_]|['’-]\w)")
 CHOSEN = re.compile(
-    r"\W*(?:(?:therefore|thus|hence|so|clearly|we conclude)(?:\s+that)?[,:]?\s+)?(?:the\s+)?(?:correct\s+)?"
+    r"\W*(?:(?:therefore|thus|hence|so|clearly|we conclude|correction)(?:\s+that)?[,:]?\s+)?(?:the\s+)?(?:correct\s+)?"
     r"(?:(?:option|choice|answer)\s+)?[(*]*(?P<letter>[A-J])[)*]*\s+is\s+(?:the\s+)?(?:correct|right|best)"
     r"(?:\s+(?:answer|option|choice|one))?[.!*\s]*",
     re.IGNORECASE,
@@ -772,7 +771,7 @@ MARKER = re.compile(
     r"|[:=|→➜]|[–—-]\s)"
     rf"|(?:{ANSWER_WORD})[*_]*[ \t]*\n|\bans[.:]\s|<answer[^<>]{{0,40}}>"
     rf"|(?:(?:{FOREIGN_ANSWER})[*_】\]]*|[答답](?=[:은]))\s*(?:应该|应当|应)?"
-    r"(?:(?:是|为|為|等于|は|은|는|:|=)\s*:?|[–—-]\s|(?=\W{0,4}(?:[0-9选]|[A-J](?![a-z])))|[ \t]*\n)"
+    r"(?:(?:是|为|為|等于|は|은|는|है|:|=)\s*:?|[–—-]\s|(?=\W{0,4}(?:[0-9选]|[A-J](?![a-z])))|[ \t]*\n)"
     r"|^####\s*(?=\W{0,3}(?:[0-9][0-9,.]*|[A-J])(?:\s(?-i:[a-z])\w*){0,2}\W*$)",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -949,7 +948,9 @@ def marked_integer(line: str, beside: bool) -> Found:
         word = leading["word"] or ""
         other = (not leading["pause"] and NOT_A_UNIT.match(word)) or (word.isascii() and len(word) == 1)
         return UNREAD if other else Found(leading["integer"], "marker")
-    concluded = CONCLUSION.split(sentence(line))[-1]
+    *premises, concluded = CONCLUSION.split(sentence(line))
+    if premises and beside and parse_integer(concluded) is not None:
+        return Found(concluded, "marker", INFERRED)
     last = last_integer(concluded) if beside and len(NUMBER.findall(plain(concluded))) == 1 else None
     return Found(last, "marker", INFERRED) if last else UNREAD
 
@@ -969,7 +970,7 @@ def marked_letter(line: str, beside: bool) -> Found:
 LEADING_UP = re.compile(
     r"(?:^|(?<![<>!])=|[≈≡→➜⇒⟹∴|#]|(?<![0-9 ]):|\([A-E]\)|[^\W\d_],"
     r"|\\(?:approx|equiv|[a-zA-Z]*(?:arrow|to)|implies|iff|therefore)"
-    r"|\b(?:total\s+of|(?:should|must|will|would|to)\s+be)|(?<![\w\\])(?!(?:times|plus|minus|by|over|choose|of|log|ln|not|be|in|mod|least|most|than|step|case|twice|double|triple|with|on|below|above|under|within|to|equation|sin|cos|tan|maybe|perhaps|possibly|or"
+    r"|\b(?:total\s+of|(?:comes?|amounts?|sums?)\s+to|(?:should|must|will|would|to)\s+be)|(?<![\w\\])(?!(?:times|plus|minus|by|over|choose|of|log|ln|not|be|in|mod|least|most|than|step|case|twice|double|triple|with|on|below|above|under|within|to|equation|sin|cos|tan|maybe|perhaps|possibly|or"
     r"|and|either|sqrt|root|negative)\s*$)[^\W\d_]{1,40})\s*$",
     re.IGNORECASE,
 )
@@ -1364,9 +1365,9 @@ def hub_answers(endpoint: str) -> bool:
 # take too long, and `classify` names the remedy for a failure.
 
 # The finish reasons, of whatever server, that mean that a response was cut off, and that there is none.
-CUT_REASON = re.compile(r"length|max|limit|trunc|budget|overflow|window", re.IGNORECASE)
+CUT_REASON = re.compile(r"length|max|limit|trunc|budget|overflow|window|incomplete", re.IGNORECASE)
 NO_RESPONSE = re.compile(
-    r"error|abort|cancel|fail|insufficient|overload|interrupt|unavailable|filter|safety|recitation|block|prohibit|malformed",
+    r"error|abort|cancel|fail|insufficient|overload|interrupt|unavailable|time_?out|filter|safety|recitation|block|prohibit|malformed",
     re.IGNORECASE,
 )
 LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")  # one that ends what has arrived may be half of another
