@@ -19,8 +19,8 @@
 
 Every finished task is printed as it completes and added to a journal; the whole run is kept in one JSON file
 (--output), written atomically as the run goes on. From both --resume continues. Exit status: 0 every task graded,
-1 could not run, 2 bad usage, 3 finished but some tasks have no verdict; 129, 130 and 143 stopped by SIGHUP, Ctrl-C
-and SIGTERM.
+1 could not run, 2 bad usage, 3 finished but some tasks have no verdict; 4 and 5 with --until: surely broken, undecided;
+129, 130 and 143 stopped by SIGHUP, Ctrl-C and SIGTERM.
 
 Sections: vocabulary, texts and errors, answers, datasets, client, graders, statistics, state, pool, console,
 siblings, runs, command line.
