@@ -2324,7 +2324,7 @@ def build_parser(comparing: bool = False) -> Parser:
         worse = "exit with status 4 when a run is worse than A by more than so many points, beyond doubt"
         add("--threshold", type=margin, metavar="POINTS", help=worse)
         which = "the question that --threshold decides: these very problems, or new ones of the kind (default: these)"
-        add("--threshold-on", choices=("these", "new"), default="these", help=which)
+        add("--threshold-on", choices=("these", "new"), help=which)
         add("--reference", type=reference, metavar="PERCENT", help="hold each run against a published accuracy")
         add(
             "--tolerance",
@@ -2441,6 +2441,8 @@ def check_comparison(args: argparse.Namespace) -> None:
         raise UsageError("name two states or more: A.json B.json")
     if args.tolerance is not None and args.reference is None:
         raise UsageError("--tolerance is a share of --reference, which is missing")
+    if args.threshold_on is not None and args.threshold is None:
+        raise UsageError("--threshold-on says what --threshold decides, which is missing")
     if args.rows == "problem" and len(args.states) < 2:
         raise UsageError("--rows problem compares problems: name two states or more")
     check_form(args)
@@ -2460,11 +2462,11 @@ def guard(args: argparse.Namespace, comparisons: Sequence[Comparison], claims: S
     """The exit status: 4 when a run is beyond doubt worse than it may be, else 0."""
     bad = 0
     if args.threshold is not None:
-        limit = points(float(args.threshold), sign=False)
-        doubts = holm([beyond(told.pairs, args.threshold, args.threshold_on) for told in comparisons])
+        limit, question = points(float(args.threshold), sign=False), args.threshold_on or "these"
+        doubts = holm([beyond(told.pairs, args.threshold, question) for told in comparisons])
         for told, doubt in zip(comparisons, doubts, strict=True):
             if doubt < 1 - CONFIDENCE:
-                where = f"on {args.threshold_on} problems"
+                where = f"on {question} problems"
                 text = f"{told.name} is worse than A by more than {limit} {where}, beyond doubt: {told.after.path}"
                 print(text, file=sys.stderr)
                 bad = 4

@@ -468,12 +468,13 @@ LAYOUT = re.compile(
     r"|\\(?:begin|end)\s*\{[^{}]*\}(?:\{[^{}]*\})?"
     r"|\\(?:math|text)(?:rm|bf|it|sf|tt|up|normal|md|sc)?\*?(?![a-zA-Z])"
     r"|\\(?:bf|rm|it|bfseries|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge|operatorname"
-    r"|boldsymbol|bm|boxed|fbox|framebox|mbox|hbox|emph|underline|mathop|limits|ensuremath|centering|noindent|strut|mathstrut|selectfont)\*?(?![a-zA-Z])"
+    r"|boldsymbol|bm|boxed|fbox|framebox|mbox|hbox|emph|underline|mathop|limits|ensuremath|centering|noindent|strut"
+    r"|mathstrut|selectfont)\*?(?![a-zA-Z])"
     r"|(?<![\w)])[*_]+(?=\S)|(?<=\S)[*_]+(?![\w({\\])"
 )
 DRESS = re.compile(
-    r"\\(?:left|right|displaystyle|textstyle|scriptstyle|quad|qquad|hfill|hspace|phantom|degree|circ|checkmark|textdollar|pounds|euro|[bB]igg?[lr]?"
-    r"|begingroup|endgroup)(?![a-zA-Z])|\\[,;:!()\[\] ]|\^(?=\s*(?:st|nd|rd|th)\b)"
+    r"\\(?:left|right|displaystyle|textstyle|scriptstyle|quad|qquad|hfill|degree|circ|checkmark|textdollar"
+    r"|pounds|euro|[bB]igg?[lr]?|begingroup|endgroup)(?![a-zA-Z])|\\[,;:!()\[\] ]|\^(?=\s*(?:st|nd|rd|th)\b)"
     r"|(?:\^\s*(?:\\circ|°|∘)|°)(?:\s*[CF](?![a-zA-Z]))?|\\?[%$&]"
     r"""|[~`€£¥₹₽₩"“”✓✅]"""
 )
@@ -496,7 +497,7 @@ EQUALITY = re.compile(
     r"|\b(?:is|are|equals?)\b|(?<=[^\W\d_)])\s*:(?=\s|$)"
 )
 UNEQUAL = re.compile(r"\\(?:not|neq?)(?![a-zA-Z])|=/=|[≠≢]")
-# Signs, left of an equation, that more than one thing is said.
+# Left of an equation: that it holds under a condition only, or that more than one thing is said.
 CONDITION = re.compile(r"\b(?:if|when|where|for|because|since|as)\b")
 SEVERAL = re.compile(r"[,;<>]|[.!?]\s|\b(?:and|or)\b|" + CONDITION.pattern)
 # The same between two equality signs: a variable after a value, as in "m = 25, n = 8", and not in "m = 2 + n = 8".
@@ -572,11 +573,11 @@ def plain(text: str, gap: str = " ") -> str:
 
 
 def unwrapped(text: str) -> str:
-    """`text` without the brackets and quotes that stand around all of it."""
+    """`text` without the brackets that stand around all of it, up to three deep."""
     text = text.strip()
     for pair in PAIRS * 3:
         inside = text[1:-1]
-        if len(text) > 1 and text[0] + text[-1] == pair and inside.find(pair[0]) <= max(inside.find(pair[1]), -1):
+        if len(text) > 1 and text[0] + text[-1] == pair and inside.find(pair[0]) <= inside.find(pair[1]):
             text = inside.strip()
     return text
 
@@ -627,7 +628,8 @@ def parse_letter(text: str) -> str | None:
 # mentioned. A channel's name stands behind it. What is left of the tags of harmony without their brackets counts, too.
 TAG = re.compile(
     r"<\|channel\|?>\s*(?P<channel>[a-z]+)[^<\n]{0,40}(?:<\|constrain\|>[^<]{0,40})?(?:<\|message\|>)?"
-    r"|<(?<!`<)(?:\|(?P<piped>/?[a-zA-Z][\w:-]{0,40})\|?|(?P<angle>/?[a-zA-Z][\w:-]{0,40}\|?))>|◁(?<!`◁)(?P<triangle>/?\w{1,40})▷"
+    r"|<(?<!`<)(?:\|(?P<piped>/?[a-zA-Z][\w:-]{0,40})\|?|(?P<angle>/?[a-zA-Z][\w:-]{0,40}\|?))>"
+    r"|◁(?<!`◁)(?P<triangle>/?\w{1,40})▷"
     r"|\[(?<!`\[)(?P<square>/?(?:THINK|THOUGHT|BEGIN|START|END)[A-Z_ ]{0,40})\]"
     r"|(?:\A\s*|assistant)(?P<bare>analysis|commentary)(?=[^\W_a-z]|[^\w\s:,.;'-])|(?P<final>assistantfinal)"
 )
@@ -676,8 +678,8 @@ TOKEN = re.compile(
 )
 # The value of a key, alone or as the only one of a list or an object; a number, word or equation needs no quotes.
 VALUE = re.compile(
-    r"""(?P<within>(?:[\[{\s]|/\*[^*]{0,200}\*/|//[^\n]{0,200}\n)*(?:["'][^"'{}\[\]:]{0,40}["']\s*:\s*)?)(?:"(?P<string>(?:[^"\\]|\\.){0,2000})\""""
-    r"""|'(?P<single>[^'\n]{0,2000})'|(?P<word>(?:[^,}\]\n"'/#]|,(?=[0-9]{3}(?![0-9]))|/(?![/*])){1,2000}?))\s*"""
+    r"""(?P<within>(?:[\[{\s]|/\*[^*]{0,200}\*/|//[^\n]{0,200}\n)*(?:["'][^"'{}\[\]:]{0,40}["']\s*:\s*)?)"""
+    r"""(?:"(?P<string>(?:[^"\\]|\\.){0,2000})"|'(?P<single>[^'\n]{0,2000})'|(?P<word>(?:[^,}\]\n"'/#]|,(?=[0-9]{3}(?![0-9]))|/(?![/*])){1,2000}?))\s*"""
     r"""(?P<end>,(?=\s*(?:["'}\]/#]|[a-zA-Z_]+\s*:|\Z))|\\?[}\]]|\n|//|/\*|#|\Z)""",
     re.DOTALL,
 )
@@ -791,19 +793,21 @@ SEARCHING = re.compile(
     r"\b(?:find|get|reach|determine|compute|calculate|obtain|derive)\s+(?:the|our|an|its)\s+(?:final\s+|correct\s+)?$",
     re.IGNORECASE,
 )
+# Words before "the answer" where it is a wrong one, that of others, only a part of what is told, or a supposition.
 MISTAKEN = re.compile(
     r"\b(?:wrong|incorrect|mistaken|false|previous|earlier|naive)\s+(?:final\s+)?$|\bof\s+(?:the|our|this)\s+$"
     r"|\b(?:people|students|some|others?|many)\s+(?:\w+\s+){0,3}$|\b(?:if\b|for\s+\w\s*=)[^.!?\n]*$",
     re.IGNORECASE,
 )
-# Words after an answer that take it back.
+# Words that take an answer back: within its line, and right after an object or a box.
 WITHDRAWN = re.compile(
     r"(?:(?<=[0-9)}$*`])|(?<=\b[A-J]))(?i:[\s,;—–-]*(?:(?:but|which|that|this|it|is|was)\s+)*(?:wrong|incorrect|no"
     r"|not\s+(?:right|correct|valid))\b)|[.!?][*_]*\s+(?i:wait|hmm|no,|actually,)"
 )
 TAKEN_BACK = re.compile(
     r"[\s$*_)}\]\\.,;:!`—–-]*(?:(?:but|no|wait|oh|oops|sorry|hmm+|that|this|it|is|was)\b[\s,.!…:—-]+)*"
-    r"(?:wrong|incorrect|not\s+(?:right|correct|valid)|correction|scratch\s+that|I\s+(?:have\s+to|must)\s+correct)\b",
+    r"(?:wrong|incorrect|not\s+(?:right|correct|valid)|correction|scratch\s+that|I\s+(?:have\s+to|must)\s+correct)\b"
+    r"(?=\s*(?:[.,;:!)…—–-]|$|(?:because|since|as|for|myself|this|that|it)\b))",  # and not "Incorrect options: ..."
     re.IGNORECASE,
 )
 STRUCK = re.compile(r"~~[^~\n]*~~")
@@ -4511,12 +4515,12 @@ def run_open_tasks(
     options: Options, state: EvalState, grader: Grader, file: StateFile, console: Console
 ) -> BaseException | None:
     """Run the open tasks of `state`; returns the Interrupted or EvalError that cut it short, if any."""
+    more = Gate(options.until, state, console.say).more if options.until else None  # its base may not be there
     with connected(options, state, console) as services:
         if options.judge_endpoint:
             find_judge(options.judge_endpoint, options, state, console, required=not services)
         grader.settings = state.grader
         file.save(state)  # a place that cannot be written is found out before the first request
-        more = Gate(options.until, state, console.say).more if options.until else None
         processor = Processor(services, grader, options, more)
         try:
             console.start()
@@ -4859,7 +4863,9 @@ def add_grading_options(add: Callable[..., Any]) -> None:
     add("--judge-endpoint", "--grader-server", metavar="URL", help="base URL of the server that judges")
     add("--judge-model", "--grader-model", metavar="NAME", help="the model that judges (default: the one served)")
     add("--judge-api-key", metavar="KEY", help="better kept in JUDGE_API_KEY")
-    command = "reads a task as JSON, exits with 0 for correct and 1 for incorrect; {answer} and {expected} are replaced"
+    command = (
+        "reads a task as JSON, exits with 0 for correct and 1 for incorrect; fills in arguments {answer}, {expected}"
+    )
     add("--grader-cmd", metavar="COMMAND", help=command)
     add("--grader-threads", type=whole_number(1, 1000), metavar="N", help="gradings at a time (default: 4)")
     timed = "that one request to the judge, or one run of the command, may take (default: 300)"

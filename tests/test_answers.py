@@ -314,6 +314,11 @@ def test_any_nesting_of_wrappers_leaves_the_letter_and_no_other_is_accepted(lett
     assert (grade(json.dumps({"answer": text}), expected).verdict == "correct") == (letter == expected)
 
 
+def test_a_response_that_was_cut_off_is_one_to_look_at():
+    found = grade("So we have", "70", "length")
+    assert (found.verdict, found.review) == ("truncated", llama_eval.METHODS["cut"])
+
+
 def test_every_grade_says_how_it_came_about():
     for content, expected in (
         ("\\boxed{70}", "70"),

@@ -887,3 +887,15 @@ def test_a_comparison_in_markdown_can_be_pasted_and_a_reference_takes_nothing_aw
     )
     assert [bool(entry["difference"]) for entry in rows] == [True, False, False]
     assert [bool(entry["reference"]) for entry in rows] == [False, True, True]
+
+
+def test_whether_loops_are_stopped_is_a_difference_to_warn_of(tmp_path):
+    for name, stops in (("a", True), ("b", False)):
+        save(tmp_path / f"{name}.json", [4, 4, 4], loop_stop=stops)
+    assert "sampling differs: loop stop was true, is false" in compare("a.json", "b.json", cwd=tmp_path).stdout
+
+
+def test_what_a_threshold_decides_means_nothing_without_one(tmp_path):
+    save(tmp_path / "a.json", [4, 4, 4])
+    done = compare("a.json", "a.json", "--threshold-on", "new", cwd=tmp_path)
+    assert (done.returncode, "what --threshold decides, which is missing" in done.stderr) == (2, True)

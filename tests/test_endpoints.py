@@ -425,3 +425,12 @@ def test_certificates_that_the_environment_names_hold_for_every_host(monkeypatch
     monkeypatch.setenv(variable, "/etc/own.pem")
     client = llama_eval.Client(f"https://{host}", None, llama_eval.Options())
     assert client._prepared("GET", "/health")[1]["verify"] == "/etc/own.pem"
+
+
+def test_a_key_in_the_place_of_a_redirect_is_taken_out_before_that_is_cut(fake_server, tmp_path):
+    key = "sk-" + "0123456789" * 6
+    place = "http://elsewhere/" + "x" * 110 + f"?key={key}"  # cut first, only half of the key would be left
+    server = fake_server(lambda method, path, body: (302, b"", {"Location": place}))
+    done = run_eval("--endpoint", server.url, "--dataset", "practice", cwd=tmp_path, env={"LLAMA_API_KEY": key})
+    assert (done.returncode, "it redirects to http://elsewhere/" in done.stderr) == (1, True)
+    assert key[:12] not in done.stderr

@@ -101,3 +101,11 @@ def test_a_gate_needs_two_samples(tmp_path):
     options = ["--endpoint", "http://localhost:1", "--dataset", "practice", "--until", "accuracy >= 85"]
     done = run_eval(*options, cwd=tmp_path)
     assert (done.returncode, "--samples of 2 or more" in done.stderr) == (2, True)
+
+
+def test_a_base_that_is_not_there_is_told_before_anything_is_asked_or_written(fake_server, tmp_path):
+    server = fake_server(right)
+    options = ["--endpoint", server.url, "--dataset", "practice", "--samples", 4, "--output", "run.json"]
+    done = run_eval(*options, "--until", "not worse than missing.json by 3", cwd=tmp_path)
+    assert (done.returncode, "cannot read missing.json" in done.stderr) == (1, True)
+    assert (server.requests, list(tmp_path.iterdir())) == ([], [])
